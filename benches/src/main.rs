@@ -1,0 +1,2 @@
+//! Measures Velo.
+fn main() {}
