@@ -10,12 +10,18 @@
 
 mod id;
 mod outboard;
+pub mod pack;
 mod piece;
 mod piece_set;
+pub mod tree;
 mod verified;
 
 pub use id::{BlobId, IdError, IdPrefix, NodeId, ObjectId, ObjectKind};
-pub use outboard::{Outboard, OutboardBuilder, OutboardError, chaining_value, hole_chaining_value};
+pub use outboard::{
+    MAX_BLOB_BYTES, Outboard, OutboardBuilder, OutboardError, chaining_value, hole_chaining_value,
+};
+pub use pack::{PACKED_FILE_BYTES, PackBuilder, PackEntry, PackIndex, PackReader, PackStep};
 pub use piece::{PIECE_BYTES, Pieces};
 pub use piece_set::{PieceSet, PieceSetError};
+pub use tree::{Entry, EntryKind, Named, Tree, TreeBuilder, TreeError, path_order};
 pub use verified::{Content, Expected, Mismatch, Verified};

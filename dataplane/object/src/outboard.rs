@@ -22,7 +22,7 @@ use crate::piece::{PIECE_BYTES, Pieces};
 const MAGIC: [u8; 4] = *b"VOB1";
 const HEADER_BYTES: usize = 16;
 /// The largest blob: 2^46 bytes (64 TiB), far below what BLAKE3 counts, so that sizes never overflow.
-pub(crate) const MAX_BLOB_BYTES: u64 = 1 << 46;
+pub const MAX_BLOB_BYTES: u64 = 1 << 46;
 
 /// Why bytes are not the outboard of a blob.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
