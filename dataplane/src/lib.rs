@@ -1,1 +1,5 @@
-//! Velo.
+//! The data plane: workers that move bytes, verifiers that check them, the engine that decides which, and the local
+//! socket through which other programs ask for them.
+#![forbid(unsafe_code)]
+
+pub mod engine;
