@@ -7,6 +7,8 @@
 pub mod authority;
 pub mod client;
 pub mod identity;
+pub mod membership;
+pub mod refs;
 pub mod signed;
 
 /// Milliseconds since the Unix epoch.
