@@ -1,0 +1,133 @@
+//! The default file equals the types; wrong input is refused with the key, the place and what would be right.
+
+use std::path::Path;
+
+use velo_config::{Bytes, Config, ConfigError, Count, DEFAULT_FILE, Place, Poll};
+
+fn from(text: &str) -> Result<Config, ConfigError> {
+    Config::from_toml(Path::new("velo.toml"), text)
+}
+
+fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    let home = [("HOME", "/home/u"), ("XDG_DATA_HOME", "/data")];
+    home.iter().chain(pairs).map(|(k, v)| (k.to_string(), v.to_string())).collect()
+}
+
+#[test]
+fn the_default_file_says_every_key_and_its_default() {
+    assert_eq!(from(DEFAULT_FILE).unwrap(), Config::default());
+    let file: toml::Table = DEFAULT_FILE.parse().unwrap();
+    assert_eq!(file, toml::Table::try_from(Config::default()).unwrap());
+    // Every key has a comment above it.
+    let lines: Vec<&str> = DEFAULT_FILE.lines().collect();
+    for (i, line) in lines.iter().enumerate() {
+        if line.contains(" = ") && !line.starts_with('#') {
+            assert!(lines[i - 1].starts_with('#'), "no comment above {line}");
+        }
+    }
+}
+
+#[test]
+fn later_sources_win() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("velo.toml");
+    std::fs::write(&file, "[net]\nstreams_per_peer = 2\nstall_timeout_ms = 500\n[dataplane]\nworkers = 3\n")
+        .unwrap();
+    let set = [("net.stall_timeout_ms".to_string(), "900".to_string())];
+    let vars = env(&[
+        ("VELO_NET_STALL_TIMEOUT_MS", "700"),
+        ("VELO_NET_LISTEN", "127.0.0.1:0, [::1]:0"),
+        ("VELO_DATAPLANE_MEMORY", "64MiB"),
+        ("VELO_DATAPLANE_POLL", "busy"),
+        ("VELO_NET_TRUSTED", "true"),
+        ("VELO_LOG", "not ours"),
+        ("VELO_SOMETHING_ELSE", "not ours"),
+    ]);
+    let config = Config::load(Some(&file), vars, &set).unwrap();
+    assert_eq!(config.net.streams_per_peer, 2);
+    assert_eq!(config.net.stall_timeout_ms, 900);
+    assert_eq!(config.net.listen, ["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()]);
+    assert_eq!(config.dataplane.memory, Bytes(64 << 20));
+    assert_eq!(config.dataplane.workers, Count::Fixed(3));
+    assert_eq!(config.dataplane.poll, Poll::Busy);
+    assert!(config.net.trusted);
+    assert_eq!(config.node.data_dir, Path::new("/data/velo"));
+    assert_eq!(config.paths().socket(), Path::new("/data/velo/run/velod.sock"));
+}
+
+#[test]
+fn an_unknown_key_names_the_nearest_and_its_place() {
+    let cases = [
+        ("[net]\n\nlisen = []\n", "net.lisen", "net.listen", 3),
+        ("[nett]\nlisten = []\n", "nett", "net", 1),
+        ("[store]\nmemory = \"1GiB\"\n", "store.memory", "dataplane.memory", 2),
+        ("trusted = true\n", "trusted", "net.trusted", 1),
+        ("[dataplane]\nverfiy_threads = 1\n", "dataplane.verfiy_threads", "dataplane.verify_threads", 2),
+    ];
+    for (text, wrong, right, line) in cases {
+        match from(text) {
+            Err(ConfigError::UnknownKey { key, nearest, place }) => {
+                assert_eq!((key.as_str(), nearest.as_str()), (wrong, right));
+                assert_eq!(place, Place::File("velo.toml".into(), line));
+            }
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+    let error = Config::load(None, env(&[("VELO_NET_TRUSTD", "1")]), &[]).unwrap_err().to_string();
+    assert!(error.contains("VELO_NET_TRUSTD") && error.contains("`net.trusted`"), "{error}");
+    for key in ["net", "net.lisden", "listen"] {
+        let set = [(key.to_string(), "x".to_string())];
+        let error = Config::load(None, env(&[]), &set).unwrap_err();
+        assert!(matches!(error, ConfigError::UnknownKey { .. }), "{key}: {error}");
+    }
+}
+
+#[test]
+fn wrong_values_are_refused_with_their_key_and_line() {
+    for (text, key) in [
+        ("[net]\nlisten = \"0.0.0.0:1\"", "net.listen"),
+        ("[net]\nlisten = [\"nowhere\"]", "net.listen"),
+        ("[net]\nstreams_per_peer = -1", "net.streams_per_peer"),
+        ("[net]\nstall_timeout_ms = 99999999999999999999", "net.stall_timeout_ms"),
+        ("[store]\ncapacity = \"many\"", "store.capacity"),
+        ("[store]\ncapacity = 1.5", "store.capacity"),
+        ("[store]\ndurability = \"maybe\"", "store.durability"),
+        ("[dataplane]\nworkers = \"some\"", "dataplane.workers"),
+        ("[gossip]\nadvertise = \"x\"", "gossip.advertise"),
+    ] {
+        match from(text) {
+            Err(ConfigError::Value { key: at, place, .. }) => {
+                assert_eq!(at, key);
+                assert_eq!(place, Place::File("velo.toml".into(), 2));
+            }
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+    for text in [
+        "[net]\nstreams_per_peer = 0",
+        "[net]\nstreams_per_peer = 65",
+        "[net]\nstall_timeout_ms = 1",
+        "[net]\nlisten = []",
+        "[net]\nadvertise = [\"0.0.0.0:7440\"]",
+        "[net]\nmax_sessions = 0",
+        "[gossip]\nadvertise = \"10.0.0.1:0\"",
+        "[store]\ncapacity = \"1KiB\"",
+        "[dataplane]\nworkers = 0",
+        "[dataplane]\nmemory = \"1MiB\"",
+        "[origin]\nurl = \"s3://bucket\"",
+        "[log]\nlevel = \"loud\"",
+        "[node]\nzone = \"\"",
+        "[node]\nname = \"a\\u0007b\"",
+    ] {
+        match from(text) {
+            Err(ConfigError::Limit { place, .. }) => assert_eq!(place, Place::File("velo.toml".into(), 2)),
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+    assert!(matches!(from("[net\n"), Err(ConfigError::Syntax { .. })));
+    assert!(matches!(from("net = 3\n"), Err(ConfigError::Value { .. })));
+    assert!(matches!(
+        Config::load(Some(Path::new("/nonexistent/velo.toml")), env(&[]), &[]),
+        Err(ConfigError::Read { .. })
+    ));
+}
