@@ -4,6 +4,21 @@
 //! code runs in velod, in the tools and in the simulator. Everything is content-addressed by BLAKE3:
 //! a name is a hash, so any byte may come from anyone and is checked before anyone can read it.
 //!
+//! # Formats
+//!
+//! Each is given byte by byte at the head of its module, begins or ends with a magic and a version byte, and has a
+//! golden file (`tests/golden`), a round-trip property test (`tests/formats`) and a fuzz target (`fuzz`).
+//!
+//! | format | magic | what it is | how it is trusted |
+//! |---|---|---|---|
+//! | outboard ([`Outboard`]) | `VOB1` | a blob's size and the chaining values of its pieces | they merge to the blob's id; the size is provisional until the last piece verifies |
+//! | tree ([`tree`]) | `VTR1` | a directory: entries, names, packs | its id; every rule is checked before an entry is read |
+//! | pack ([`pack`]) | `VPK1` | small contents and their index | its id, and each content by its own hash |
+//!
+//! To put a directory: sort its paths by [`path_order`], give every content of at most [`PACKED_FILE_BYTES`] to a
+//! [`PackBuilder`] in that order, and all entries and the packs to a [`TreeBuilder`]. To get it: fetch the table,
+//! [`Tree::parse`] it, fetch [`Tree::packs`] and [`Tree::blobs`]; [`Tree::packed`] says where each small content lies.
+//!
 //! **Architecture invariant:** [`Verified`] has exactly one constructor family, in `verified.rs`; whoever
 //! holds one holds bytes (or a hole) that match the id they are stored under.
 #![forbid(unsafe_code)]
