@@ -1,1 +1,18 @@
-//! Velo.
+//! Ways of moving pieces between nodes: the [`Fabric`] trait, the [`pool`] of buffers that fabrics fill, the
+//! [`ring`]s between velod's threads, and [`tcp`], the fabric that always works.
+//!
+//! Every fabric has one shape: post a [`Read`] of a remote range into a local [`pool::Buffer`], poll for its
+//! [`Completion`]. The other side answers through [`Serve`]. A fabric belongs to one thread and never blocks.
+//!
+//! **Architecture invariant:** what a fabric delivers is unverified bytes; only `velo_object::Verified` makes them content.
+#![deny(unsafe_code)]
+
+mod fabric;
+pub mod pool;
+pub mod ring;
+pub mod tcp;
+
+pub use fabric::{
+    Completion, Fabric, FabricCounters, PathError, PathId, ProtocolError, Read, ReadError, Refusal, Serve,
+    Served, ServedContent, What,
+};

@@ -1,0 +1,203 @@
+//! Rings between two threads, one that pushes and one that pops, in batches; and the [`Sleeper`] that lets the popping
+//! thread sleep on several rings and descriptors at once, and be woken without a system call while it is awake.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+const AWAKE: u32 = 0;
+const ASLEEP: u32 = 1;
+const WOKEN: u32 = 2;
+
+/// A ring of at least `capacity` entries whose pushing end wakes the sleeper of `waker`.
+pub fn ring<T>(capacity: usize, waker: Waker) -> (Producer<T>, Consumer<T>) {
+    let (producer, consumer) = rtrb::RingBuffer::new(capacity);
+    (Producer { ring: producer, waker }, Consumer { ring: consumer })
+}
+
+/// The end that pushes.
+#[derive(Debug)]
+pub struct Producer<T> {
+    ring: rtrb::Producer<T>,
+    waker: Waker,
+}
+
+impl<T> Producer<T> {
+    /// Pushes one and wakes the consumer if it sleeps.
+    ///
+    /// # Errors
+    /// Gives it back where the ring is full.
+    pub fn push(&mut self, item: T) -> Result<(), T> {
+        self.ring.push(item).map_err(|rtrb::PushError::Full(item)| item)?;
+        self.waker.wake();
+        Ok(())
+    }
+
+    /// Moves as many as there is room for from the front of `items`, and wakes the consumer once. Returns how many.
+    pub fn push_batch(&mut self, items: &mut Vec<T>) -> usize {
+        let count = items.len().min(self.ring.slots());
+        if count == 0 {
+            return 0;
+        }
+        let Ok(chunk) = self.ring.write_chunk_uninit(count) else { return 0 };
+        let pushed = chunk.fill_from_iter(items.drain(..count));
+        self.waker.wake();
+        pushed
+    }
+
+    /// How many more it takes now.
+    pub fn slots(&self) -> usize {
+        self.ring.slots()
+    }
+
+    /// Whether the consumer is gone.
+    pub fn is_abandoned(&self) -> bool {
+        self.ring.is_abandoned()
+    }
+}
+
+impl<T> Drop for Producer<T> {
+    /// Wakes the consumer, so that it sees that nobody will push any more.
+    fn drop(&mut self) {
+        self.waker.wake();
+    }
+}
+
+/// The end that pops.
+#[derive(Debug)]
+pub struct Consumer<T> {
+    ring: rtrb::Consumer<T>,
+}
+
+impl<T> Consumer<T> {
+    /// Pops the oldest.
+    pub fn pop(&mut self) -> Option<T> {
+        self.ring.pop().ok()
+    }
+
+    /// Moves at most `limit` of the oldest to the end of `items`. Returns how many.
+    pub fn pop_batch(&mut self, items: &mut Vec<T>, limit: usize) -> usize {
+        let count = limit.min(self.ring.slots());
+        let Ok(chunk) = self.ring.read_chunk(count) else { return 0 };
+        items.extend(chunk);
+        count
+    }
+
+    /// Whether there is nothing to pop now.
+    pub fn is_empty(&self) -> bool {
+        self.ring.is_empty()
+    }
+
+    /// How many there are to pop now.
+    pub fn len(&self) -> usize {
+        self.ring.slots()
+    }
+
+    /// Whether the producer is gone; what it pushed before can still be popped.
+    pub fn is_abandoned(&self) -> bool {
+        self.ring.is_abandoned()
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: AtomicU32,
+    event: OwnedFd,
+}
+
+/// Wakes the thread that owns the [`Sleeper`]. Cheap to clone; any thread may hold one.
+#[derive(Debug, Clone)]
+pub struct Waker {
+    shared: Arc<Shared>,
+}
+
+impl Waker {
+    /// Wakes the thread if it sleeps or is about to. Call it after what it should see has been written: a fence and a
+    /// load while the thread is awake.
+    pub fn wake(&self) {
+        // Pairs with the fence in `sleep_unless`: either we see ASLEEP here, or it sees what we wrote before.
+        fence(Ordering::SeqCst);
+        let state = &self.shared.state;
+        if state.load(Ordering::Relaxed) == ASLEEP
+            && state.compare_exchange(ASLEEP, WOKEN, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        {
+            // Fails only where the count would overflow, and then the descriptor is readable anyway.
+            let _ = rustix::io::write(&self.shared.event, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+/// The sleeping side: one for each thread that pops from rings.
+#[derive(Debug)]
+pub struct Sleeper {
+    shared: Arc<Shared>,
+}
+
+impl Sleeper {
+    /// A sleeper with its own event descriptor.
+    ///
+    /// # Errors
+    /// Where the process may open no more descriptors.
+    pub fn new() -> io::Result<Self> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { shared: Arc::new(Shared { state: AtomicU32::new(AWAKE), event }) })
+    }
+
+    /// A waker for this sleeper.
+    pub fn waker(&self) -> Waker {
+        Waker { shared: self.shared.clone() }
+    }
+
+    /// Sleeps until a waker wakes it, one of `descriptors` is readable or `timeout` is over; or not at all where
+    /// `has_work` says so (it must look at everything that a waker stands for, such as whether the rings are empty). May return early.
+    ///
+    /// # Errors
+    /// What `poll(2)` says of the descriptors.
+    pub fn sleep_unless(
+        &self,
+        has_work: impl FnOnce() -> bool,
+        descriptors: &[BorrowedFd<'_>],
+        timeout: Option<Duration>,
+    ) -> io::Result<()> {
+        let state = &self.shared.state;
+        state.store(ASLEEP, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let slept = if has_work() { Ok(()) } else { self.wait(descriptors, timeout) };
+        if state.swap(AWAKE, Ordering::AcqRel) == WOKEN {
+            // The waker's write may come after this read; then the next sleep is cut short once.
+            let _ = rustix::io::read(&self.shared.event, &mut [0u8; 8]);
+        }
+        slept
+    }
+
+    fn wait(&self, descriptors: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<()> {
+        /// More descriptors than a worker has.
+        const MOST: usize = 8;
+        debug_assert!(descriptors.len() < MOST);
+        let own = PollFd::from_borrowed_fd(self.shared.event.as_fd(), PollFlags::IN);
+        let mut polled: [PollFd<'_>; MOST] = std::array::from_fn(|_| own.clone());
+        for (slot, descriptor) in polled[1..].iter_mut().zip(descriptors) {
+            *slot = PollFd::from_borrowed_fd(*descriptor, PollFlags::IN);
+        }
+        let timeout = timeout.map(|timeout| Timespec {
+            tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        });
+        let count = MOST.min(descriptors.len() + 1);
+        match poll(&mut polled[..count], timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {
+                if polled[0].revents().contains(PollFlags::IN) {
+                    let _ = rustix::io::read(&self.shared.event, &mut [0u8; 8]);
+                }
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
