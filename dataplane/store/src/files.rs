@@ -1,0 +1,3 @@
+//! Open files.
+#[derive(Debug)]
+pub(crate) struct OpenFile {}
