@@ -1,2 +1,59 @@
-//! Measures Velo.
-fn main() {}
+//! Measures Velo: `velo-benches AREA [--quick] [--json]`.
+//!
+//! Every figure is a row, compared with something measured in the same run on the same machine. A full run writes
+//! `benches/results/AREA.md`; the exit status is 1 if a row misses its bar.
+#![forbid(unsafe_code)]
+
+mod machine;
+mod report;
+mod timing;
+mod tools;
+mod transfer;
+
+use clap::{Parser, ValueEnum};
+
+use report::Report;
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Area {
+    /// Nodes on loopback moving real files, beside cp, nginx + curl, rsync, sendme and rqbit.
+    Transfer,
+}
+
+/// Measures one area of Velo and compares each figure with something measured beside it.
+#[derive(Parser)]
+struct Arguments {
+    /// What to measure.
+    area: Area,
+    /// Small sizes and few repetitions: ends within 60 seconds, decides nothing, writes no file.
+    #[arg(long)]
+    quick: bool,
+    /// One JSON object a row instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Only rows whose name contains this; writes no file.
+    #[arg(long)]
+    only: Option<String>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    anyhow::ensure!(
+        !cfg!(debug_assertions),
+        "this is an unoptimised build: run `cargo run --release -p velo-benches -- …`"
+    );
+    let mut report = Report::new(arguments.json, arguments.only.clone());
+    let area = match arguments.area {
+        Area::Transfer => {
+            transfer::measure(&mut report, arguments.quick)?;
+            "transfer"
+        }
+    };
+    if !arguments.quick && arguments.only.is_none() {
+        report.write(area)?;
+    }
+    if !report.all_ok() {
+        std::process::exit(1);
+    }
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! What others use for the same work: cp, nginx + curl, rsync, sendme, rqbit. Each is optional; what is missing is noted.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+
+/// Where a program is, also in the places that only root has on the PATH.
+pub fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from))
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file())
+}
+
+/// Runs a command that must succeed, quietly.
+pub fn run(command: &mut Command) -> anyhow::Result<()> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// A server that is killed when the value goes.
+pub struct Server {
+    child: Child,
+    /// Its processes.
+    pub pids: Vec<i32>,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+impl Server {
+    fn start(mut command: Command, address: SocketAddr) -> anyhow::Result<Self> {
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .with_context(|| format!("{command:?}"))?;
+        let mut server = Self { pids: vec![child.id() as i32], child, address };
+        let began = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            if let Some(status) = server.child.try_wait()? {
+                anyhow::bail!("{command:?} ended: {status}");
+            }
+            ensure!(began.elapsed() < Duration::from_secs(10), "{command:?} does not listen on {address}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let children = format!("/proc/{0}/task/{0}/children", server.child.id());
+        let workers = fs::read_to_string(children).unwrap_or_default();
+        server.pids.extend(workers.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
+        Ok(server)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id() as i32) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+/// nginx serving `root`, with `sendfile`, one worker for each core; with TLS 1.3 where asked for.
+pub fn nginx(scratch: &Path, root: &Path, tls: bool) -> anyhow::Result<Server> {
+    let program = find("nginx").context("nginx is not installed")?;
+    let dir = scratch.join(if tls { "nginx-tls" } else { "nginx" });
+    fs::create_dir_all(&dir)?;
+    let address = free_address()?;
+    let listen = if tls {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
+        fs::write(dir.join("cert.pem"), made.cert.pem())?;
+        fs::write(dir.join("key.pem"), made.signing_key.serialize_pem())?;
+        format!(
+            "listen {address} ssl; ssl_certificate {0}/cert.pem; ssl_certificate_key {0}/key.pem; ssl_protocols TLSv1.3; ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;",
+            dir.display()
+        )
+    } else {
+        format!("listen {address};")
+    };
+    let user = if rustix::process::getuid().is_root() { "user root;" } else { "" };
+    let config = format!(
+        "daemon off; {user} worker_processes auto; pid {0}/pid; error_log {0}/error.log;\nevents {{ worker_connections 256; }}\n\
+         http {{ access_log off; sendfile on; tcp_nopush on; client_body_temp_path {0}/b; proxy_temp_path {0}/p; \
+         fastcgi_temp_path {0}/f; uwsgi_temp_path {0}/u; scgi_temp_path {0}/s;\nserver {{ {listen} root {1}; }} }}\n",
+        dir.display(),
+        root.display()
+    );
+    fs::write(dir.join("nginx.conf"), config)?;
+    let mut command = Command::new(program);
+    command.arg("-p").arg(&dir).arg("-c").arg(dir.join("nginx.conf")).stderr(Stdio::null());
+    Server::start(command, address)
+}
+
+/// curl fetching `name` from `server` into `to`.
+pub fn curl(server: &Server, tls: bool, name: &str, to: &Path) -> Command {
+    let mut command = Command::new("curl");
+    let scheme = if tls { "https" } else { "http" };
+    command.args(["-s", "-S", "-f", "-k", "-o"]).arg(to).arg(format!("{scheme}://{}/{name}", server.address));
+    command
+}
+
+/// An rsync daemon with the module `files` over `root`.
+pub fn rsync_daemon(scratch: &Path, root: &Path) -> anyhow::Result<Server> {
+    let program = find("rsync").context("rsync is not installed")?;
+    let dir = scratch.join("rsync");
+    fs::create_dir_all(&dir)?;
+    let address = free_address()?;
+    let owner = if rustix::process::getuid().is_root() { "uid = root\ngid = root\n" } else { "" };
+    let config = format!("use chroot = no\n{owner}[files]\npath = {}\nread only = yes\n", root.display());
+    fs::write(dir.join("rsyncd.conf"), config)?;
+    let mut command = Command::new(program);
+    command.args(["--daemon", "--no-detach", "--address=127.0.0.1"]);
+    command
+        .arg(format!("--port={}", address.port()))
+        .arg(format!("--config={}", dir.join("rsyncd.conf").display()));
+    Server::start(command, address)
+}
