@@ -1,0 +1,282 @@
+//! velod is killed at every write-like system call of an ingest and of a pull (strace injects the signal). After each
+//! restart every acknowledged blob reads back, and whatever is visible as complete has the bytes that its id says.
+//!
+//! `tests/run` tries each call for the first hits of every thread and then in growing steps; `tests/run --full` tries them all.
+
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use velo_object::{BlobId, NodeId, ObjectId};
+use velo_socket::Client;
+use velo_tests::content::{assert_same, many_files, random_file};
+use velo_tests::{Node, Settings, full, has_program, skip, velo_executable, wait_until};
+
+/// Every system call by which a store changes what is on the disk.
+const CALLS: &[&str] = &[
+    "write", "pwrite64", "pwritev", "copy_file_range", "fallocate", "ftruncate", "fsync", "fdatasync", "msync", "rename",
+    "renameat", "renameat2", "linkat", "unlink", "unlinkat", "mkdir", "mkdirat", "openat", "fchmod", "ioctl",
+];
+
+/// velod alone, without velo-control; the test speaks to its socket.
+struct Velod {
+    node: Node,
+    child: Option<Child>,
+}
+
+impl Velod {
+    fn new(dir: &Path) -> Self {
+        let node = Node::new(dir, &Settings::default());
+        node.ok(&["cluster", "init"]);
+        Self { node, child: None }
+    }
+
+    fn start(&mut self, inject: Option<&str>) {
+        let data = self.node.dir.join("data");
+        let _ = fs::remove_file(data.join("run/velod.json"));
+        let mut command = match inject {
+            None => Command::new(velo_executable()),
+            Some(inject) => {
+                let mut command = Command::new("strace");
+                command.args(["-f", "-qq", "-o", "/dev/null", "-e", inject]).arg(velo_executable());
+                command
+            }
+        };
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.node.dir.join("log")).expect("a log");
+        command.arg("--config").arg(self.node.dir.join("velo.toml")).arg("--data-dir").arg(&data);
+        command.args(["daemon", "data"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.child = Some(command.spawn().expect("velod starts"));
+    }
+
+    /// True when it is ready, false when it died before that.
+    fn ready(&mut self) -> bool {
+        let mut alive = true;
+        wait_until("velod is ready or dead", || {
+            let child = self.child.as_mut().expect("started");
+            alive = child.try_wait().expect("a child").is_none();
+            !alive || self.node.listen().is_some()
+        });
+        alive
+    }
+
+    /// Kills it if it lives; true if it had died by itself, that is, by the injected signal.
+    fn end(&mut self) -> bool {
+        let Some(mut child) = self.child.take() else { return false };
+        let died = child.try_wait().expect("a child").is_some();
+        if !died && self.node.listen().is_some() {
+            // strace's child is velod itself; killing only strace would leave it running.
+            if let Some(pid) = rustix::process::Pid::from_raw(self.node.velod_pid()) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        died
+    }
+
+    fn socket(&self) -> Option<Client> {
+        Client::connect(self.node.dir.join("data/run/velod.sock"), "crash test").ok()
+    }
+}
+
+impl Drop for Velod {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Every blob that is visible as complete must have the bytes that its id says.
+fn check_all(socket: &mut Client) {
+    let mut after = None;
+    loop {
+        let page = socket.list(after, 1000).expect("velod answers");
+        let Some((last, _)) = page.last() else { break };
+        after = Some(*last);
+        for (blob, _) in page.iter().filter(|(_, stat)| stat.complete) {
+            assert_eq!(read(socket, *blob), *blob, "a blob visible as complete has other bytes");
+        }
+    }
+}
+
+fn read(socket: &mut Client, blob: BlobId) -> BlobId {
+    use std::io::Seek as _;
+    let opened = socket.open(blob, false).unwrap_or_else(|e| panic!("{blob} does not open: {e}"));
+    let mut file = &opened.file;
+    file.seek(std::io::SeekFrom::Start(opened.offset_bytes)).expect("a seekable file");
+    let mut bytes = Vec::new();
+    file.take(opened.size_bytes).read_to_end(&mut bytes).expect("a readable file");
+    BlobId::of(&bytes)
+}
+
+/// The numbers of the call to be hit: all of them in the full run, else the first ones and then ever wider apart.
+fn next_hit(hit: u32) -> u32 {
+    if full() || hit < 3 { hit + 1 } else { hit * 2 }
+}
+
+struct Source {
+    _scratch: tempfile::TempDir,
+    path: PathBuf,
+}
+
+fn source() -> Source {
+    let scratch = tempfile::Builder::new().prefix("velo-crash-").tempdir().expect("a directory");
+    let path = scratch.path().join("source");
+    many_files(&path, 1, 300, 2000);
+    random_file(&path.join("large"), 2, 8 << 20);
+    Source { _scratch: scratch, path }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+fn id_of(output: &std::process::Output) -> Option<ObjectId> {
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+    value["id"].as_str()?.parse().ok()
+}
+
+#[test]
+fn an_ingest_survives_a_kill_at_every_call() {
+    if !has_program("strace") {
+        return skip("the crash tests: strace is not installed");
+    }
+    let source = source();
+    let mut hits = 0;
+    for call in CALLS {
+        let mut when = 1;
+        loop {
+            let scratch = tempfile::Builder::new().prefix("velo-crash-").tempdir().expect("a directory");
+            let mut velod = Velod::new(&scratch.path().join("node"));
+            velod.start(Some(&format!("inject={call}:signal=KILL:when={when}")));
+            let mut acknowledged = None;
+            if velod.ready() {
+                let output = velod.node.run(&["--json", "put", text(&source.path)]);
+                if output.status.success() {
+                    acknowledged = Some(id_of(&output).expect("put prints the id"));
+                }
+            }
+            std::thread::sleep(Duration::from_millis(20));
+            let hit = velod.end();
+            velod.start(None);
+            assert!(velod.ready(), "{call} {when}: velod does not start again:\n{}", velod.node.log_tail());
+            let mut socket = velod.socket().expect("velod answers");
+            check_all(&mut socket);
+            if let Some(id) = acknowledged {
+                let dest = scratch.path().join("dest");
+                velod.node.ok(&["put", text(&source.path)]);
+                assert_eq!(read(&mut socket, id.blob), id.blob, "{call} {when}: the acknowledged tree is lost");
+                assert!(socket.pins().expect("velod answers").contains(&id), "{call} {when}: its pin is lost");
+                materialise(&velod, id, &dest);
+                assert_same(&source.path, &dest);
+            } else {
+                let again = velod.node.run(&["--json", "put", text(&source.path)]);
+                assert!(again.status.success(), "{call} {when}: a second put fails: {again:?}");
+            }
+            if !hit {
+                break;
+            }
+            hits += 1;
+            when = next_hit(when);
+        }
+    }
+    println!("{hits} kills");
+    assert!(hits > 20, "only {hits} kills: the injection does not work");
+}
+
+/// Writes the tree out without velo-control, by what the socket gives.
+fn materialise(velod: &Velod, id: ObjectId, dest: &Path) {
+    use std::os::unix::fs::FileExt as _;
+    let mut socket = velod.socket().expect("velod answers");
+    let bytes = |socket: &mut Client, blob: BlobId| {
+        let opened = socket.open(blob, false).unwrap_or_else(|e| panic!("{blob} does not open: {e}"));
+        let mut bytes = vec![0; opened.size_bytes as usize];
+        opened.file.read_exact_at(&mut bytes, opened.offset_bytes).expect("a readable file");
+        bytes
+    };
+    let table = bytes(&mut socket, id.blob);
+    let tree = velo_object::Tree::parse(&table).expect("a valid tree");
+    fs::create_dir_all(dest).expect("a directory");
+    for entry in tree.entries() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let path = dest.join(std::ffi::OsStr::from_bytes(entry.path));
+        if entry.kind == velo_object::EntryKind::Directory {
+            fs::create_dir_all(path).expect("a directory");
+        } else {
+            fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+            fs::write(path, bytes(&mut socket, entry.blob)).expect("a file");
+        }
+    }
+}
+
+#[test]
+fn a_pull_survives_a_kill_at_every_call() {
+    if !has_program("strace") {
+        return skip("the crash tests: strace is not installed");
+    }
+    let source = source();
+    let cluster = velo_tests::Cluster::start(1);
+    let provider = &cluster.nodes[0];
+    let id: ObjectId = provider.json(&["put", text(&source.path)])["id"].as_str().expect("an id").parse().expect("an id");
+    let member = velo_socket::Member {
+        node: provider.id().parse::<NodeId>().expect("a node id"),
+        name: "provider".to_owned(),
+        addresses: vec![provider.listen().expect("it listens")],
+        zone: "default".to_owned(),
+    };
+    let mut hits = 0;
+    for call in CALLS {
+        let mut when = 1;
+        loop {
+            let scratch = tempfile::Builder::new().prefix("velo-crash-").tempdir().expect("a directory");
+            let mut velod = Velod { node: Node::new(&scratch.path().join("node"), &Settings::default()), child: None };
+            borrow_identity(&cluster, &velod.node);
+            velod.start(Some(&format!("inject={call}:signal=KILL:when={when}")));
+            if velod.ready() {
+                let _ = pull(&velod, &member, id);
+            }
+            let hit = velod.end();
+            velod.start(None);
+            assert!(velod.ready(), "{call} {when}: velod does not start again:\n{}", velod.node.log_tail());
+            check_all(&mut velod.socket().expect("velod answers"));
+            let status = pull(&velod, &member, id).unwrap_or_else(|| panic!("{call} {when}: {}", velod.node.log_tail()));
+            assert_eq!(status.state, velo_socket::JobState::Complete, "{call} {when}");
+            let dest = scratch.path().join("dest");
+            materialise(&velod, id, &dest);
+            assert_same(&source.path, &dest);
+            if !hit {
+                break;
+            }
+            hits += 1;
+            when = next_hit(when);
+        }
+    }
+    println!("{hits} kills");
+    assert!(hits > 20, "only {hits} kills: the injection does not work");
+}
+
+/// A certificate of the provider's cluster for a node without velo-control: a join, and nothing more.
+fn borrow_identity(cluster: &velo_tests::Cluster, node: &Node) {
+    let made = cluster.path("joined");
+    if !made.exists() {
+        let mut joining = Node::new(&made, &Settings::default());
+        let token = cluster.nodes[0].json(&["cluster", "token"])["token"].as_str().expect("a token").to_owned();
+        let address = cluster.nodes[0].listen().expect("it listens").to_string();
+        joining.up(&["--join", &address, "--token", &token]);
+        joining.stop();
+    }
+    let to = node.dir.join("data/identity");
+    fs::create_dir_all(&to).expect("a directory");
+    for entry in fs::read_dir(made.join("data/identity")).expect("an identity") {
+        let entry = entry.expect("an entry");
+        fs::copy(entry.path(), to.join(entry.file_name())).expect("a copy");
+    }
+}
+
+fn pull(velod: &Velod, member: &velo_socket::Member, id: ObjectId) -> Option<velo_socket::JobStatus> {
+    let mut socket = velod.socket()?;
+    socket.members(vec![member.clone()]).ok()?;
+    let job = socket.pull(vec![id], vec![member.node]).ok()?;
+    socket.wait_for_job(job).ok()
+}
