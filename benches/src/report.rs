@@ -27,6 +27,22 @@ pub struct Row {
     pub ok: bool,
 }
 
+/// What a ratio must reach, and where we mean to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Bars {
+    /// Below this the row is not ok; none is information only.
+    pub floor: Option<f64>,
+    /// Where we mean to be.
+    pub goal: Option<f64>,
+}
+
+impl Bars {
+    /// Both.
+    pub const fn new(floor: f64, goal: f64) -> Self {
+        Self { floor: Some(floor), goal: Some(goal) }
+    }
+}
+
 /// All rows of a run, printed as they come.
 pub struct Report {
     rows: Vec<Row>,
@@ -60,17 +76,16 @@ impl Report {
         self.notes.push(text);
     }
 
-    /// Adds a row held against a ratio: `ratio` times better than `against`.
+    /// Adds a row that is `ratio` times better than what was measured beside it.
     pub fn ratio(
         &mut self,
         name: &str,
-        value: f64,
-        unit: &'static str,
+        (value, unit): (f64, &'static str),
         against: String,
         ratio: f64,
-        bar: Option<f64>,
-        goal: Option<f64>,
+        bars: Bars,
     ) {
+        let Bars { floor: bar, goal } = bars;
         let ok = bar.is_none_or(|bar| ratio >= bar);
         self.push(Row { name: name.to_owned(), value, unit, against, ratio: Some(ratio), bar, goal, ok });
     }

@@ -129,3 +129,57 @@ pub fn rsync_daemon(scratch: &Path, root: &Path) -> anyhow::Result<Server> {
         .arg(format!("--config={}", dir.join("rsyncd.conf").display()));
     Server::start(command, address)
 }
+
+/// A tool that speaks to others by itself, run alone in a network namespace that has only a loopback interface.
+#[derive(Debug, Clone, Copy)]
+pub enum Isolated {
+    /// iroh-blobs: QUIC, BLAKE3.
+    Sendme,
+    /// BitTorrent.
+    Rqbit,
+}
+
+impl Isolated {
+    /// The program's name.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Sendme => "sendme",
+            Self::Rqbit => "rqbit",
+        }
+    }
+
+    /// Seconds that the receiver takes for `file`, from its start to its end; what the sender does before is not counted.
+    pub fn receive(self, scratch: &Path, file: &Path) -> anyhow::Result<f64> {
+        find(self.program()).with_context(|| format!("{} is not installed", self.program()))?;
+        let script = match self {
+            Self::Sendme => {
+                "(exec sendme send --relay disabled --ticket-type addresses --no-progress \"$1\" > ticket 2>&1) &
+                 until grep -q '^sendme receive' ticket; do sleep 0.1; done
+                 ticket=$(sed -n 's/^sendme receive //p' ticket); mkdir received; cd received; began=$(date +%s%N)
+                 sendme receive --relay disabled --no-progress \"$ticket\" > ../log 2>&1"
+            }
+            Self::Rqbit => {
+                "quiet='--disable-dht --disable-lsd --disable-trackers --disable-upnp-port-forward --ipv4-only'
+                 (exec rqbit $quiet --http-api-listen-addr 127.0.0.1:3031 --listen-port 4242 share \"$1\" > ticket 2>&1) &
+                 until grep -q 'Initial check results' ticket && grep -q magnet: ticket; do sleep 0.1; done
+                 ticket=$(grep -o 'magnet:[^ ]*' ticket | head -n 1); mkdir received; began=$(date +%s%N)
+                 rqbit $quiet --http-api-listen-addr 127.0.0.1:3032 --listen-port 4243 download -e -o received --initial-peers 127.0.0.1:4242 \"$ticket\" > log 2>&1"
+            }
+        };
+        let script = format!(
+            "set -e; ip link set lo up\n{script}\nended=$(date +%s%N); kill %1; echo $((ended - began))"
+        );
+        let dir = scratch.join(self.program());
+        fs::create_dir_all(&dir)?;
+        let output = Command::new("timeout")
+            .args(["300", "unshare", "--net", "bash", "-c", &script, "bash"])
+            .arg(file)
+            .current_dir(&dir)
+            .stdin(Stdio::null())
+            .output()?;
+        fs::remove_dir_all(&dir)?;
+        ensure!(output.status.success(), "{}: {}", self.program(), String::from_utf8_lossy(&output.stderr));
+        let nanoseconds: u64 = String::from_utf8_lossy(&output.stdout).trim().parse()?;
+        Ok(nanoseconds as f64 / 1e9)
+    }
+}

@@ -10,11 +10,11 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use velo_object::{BlobId, NodeId, ObjectId, ObjectKind};
-use velo_tests::{Cluster, Node, Settings, content};
+use velo_tests::{Cluster, Node, Settings, content, local};
 
-use crate::report::Report;
+use crate::report::{Bars, Report};
 use crate::timing::{Taken, median, timed};
-use crate::tools;
+use crate::tools::{self, Isolated};
 
 struct Sizes {
     big_bytes: u64,
@@ -52,10 +52,10 @@ fn cluster(scratch: &Path, count: usize, tls: bool) -> Cluster {
     Cluster::start_with(count, &settings)
 }
 
-fn rounds(
-    count: usize,
-    mut tools: Vec<(&str, Box<dyn FnMut() -> anyhow::Result<Taken> + '_>)>,
-) -> anyhow::Result<Vec<Taken>> {
+/// What takes part in the rounds: its name, and one run of it.
+type Contender<'a> = (&'static str, Box<dyn FnMut() -> anyhow::Result<Taken> + 'a>);
+
+fn rounds(count: usize, mut tools: Vec<Contender<'_>>) -> anyhow::Result<Vec<Taken>> {
     let mut taken = vec![Vec::new(); tools.len()];
     for _ in 0..count {
         for (at, (name, run)) in tools.iter_mut().enumerate() {
@@ -116,12 +116,10 @@ fn put(report: &mut Report, scratch: &Path, sizes: &Sizes) -> anyhow::Result<()>
     let (cp, velo) = (medians[0], medians[1]);
     report.ratio(
         "velo put, one big file",
-        gb_per_s(sizes.big_bytes, velo),
-        "GB/s",
+        (gb_per_s(sizes.big_bytes, velo), "GB/s"),
         format!("cp {:.2} GB/s", gb_per_s(sizes.big_bytes, cp)),
         cp.seconds / velo.seconds,
-        Some(1.0),
-        Some(1.3),
+        Bars::new(1.0, 1.3),
     );
     Ok(())
 }
@@ -143,7 +141,7 @@ fn one_to_one(report: &mut Report, scratch: &Path, sizes: &Sizes, tls: bool) -> 
     let (copy, dest) = (scratch.join("curl-copy"), scratch.join("dest"));
     let receiver = &cluster.nodes[1];
     let provider = node_id(&cluster.nodes[0])?;
-    let mut work: Vec<(&str, Box<dyn FnMut() -> anyhow::Result<Taken> + '_>)> = vec![
+    let mut work: Vec<Contender<'_>> = vec![
         (
             "into the store",
             Box::new(|| {
@@ -187,12 +185,10 @@ fn one_to_one(report: &mut Report, scratch: &Path, sizes: &Sizes, tls: bool) -> 
         for (name, taken) in [("into the store", store), ("to DEST", dest_taken)] {
             report.ratio(
                 &format!("tcp {kind}, 1 to 1, {name}"),
-                gb_per_s(sizes.big_bytes, taken),
-                "GB/s",
+                (gb_per_s(sizes.big_bytes, taken), "GB/s"),
                 against.clone(),
                 curl.seconds / taken.seconds,
-                Some(1.0),
-                Some(goal),
+                Bars::new(1.0, goal),
             );
         }
         if !tls {
@@ -200,13 +196,25 @@ fn one_to_one(report: &mut Report, scratch: &Path, sizes: &Sizes, tls: bool) -> 
             let theirs = curl.cpu_seconds + medians[3].cpu_seconds;
             report.ratio(
                 "tcp plain, processor time for a GB, both sides",
-                dest_taken.cpu_seconds / gigabytes,
-                "s/GB",
+                (dest_taken.cpu_seconds / gigabytes, "s/GB"),
                 format!("nginx + curl + BLAKE3 {:.2} s/GB", theirs / gigabytes),
                 theirs / dest_taken.cpu_seconds,
-                Some(1.0),
-                Some(1.25),
+                Bars::new(1.0, 1.25),
             );
+        }
+    }
+    if tls {
+        for (tool, floor, goal) in [(Isolated::Sendme, 5.0, 10.0), (Isolated::Rqbit, 3.0, 5.0)] {
+            match tool.receive(scratch, &big) {
+                Ok(seconds) => report.ratio(
+                    &format!("tcp {kind}, 1 to 1, into the store, beside {}", tool.program()),
+                    (gb_per_s(sizes.big_bytes, store), "GB/s"),
+                    format!("{} {:.2} GB/s, one run", tool.program(), sizes.big_bytes as f64 / 1e9 / seconds),
+                    seconds / store.seconds,
+                    Bars::new(floor, goal),
+                ),
+                Err(missing) => report.note(format!("not compared with {}: {missing:#}", tool.program())),
+            }
         }
     }
     if !tls {
@@ -240,7 +248,7 @@ fn small_files(report: &mut Report, scratch: &Path, sizes: &Sizes) -> anyhow::Re
     if let Err(missing) = &daemon {
         report.note(format!("not compared with rsync: {missing}"));
     }
-    let mut work: Vec<(&str, Box<dyn FnMut() -> anyhow::Result<Taken> + '_>)> = vec![(
+    let mut work: Vec<Contender<'_>> = vec![(
         "velo get",
         Box::new(|| {
             let taken = timed(&pids, || {
@@ -273,12 +281,10 @@ fn small_files(report: &mut Report, scratch: &Path, sizes: &Sizes) -> anyhow::Re
         let (velo, rsync) = (medians[0], medians[1]);
         report.ratio(
             &format!("tcp plain, {} small files, to DEST", sizes.small_files),
-            velo.seconds,
-            "s",
+            (velo.seconds, "s"),
             format!("rsync daemon {:.2} s", rsync.seconds),
             rsync.seconds / velo.seconds,
-            Some(1.0),
-            Some(2.0),
+            Bars::new(1.0, 2.0),
         );
     }
     Ok(())
@@ -300,7 +306,7 @@ fn fan_out(report: &mut Report, scratch: &Path, sizes: &Sizes) -> anyhow::Result
     let everyone: Vec<NodeId> = cluster.nodes.iter().map(node_id).collect::<anyhow::Result<_>>()?;
     let receivers = &cluster.nodes[1..];
     let dest = |at: usize| scratch.join(format!("fan-{at}"));
-    let mut work: Vec<(&str, Box<dyn FnMut() -> anyhow::Result<Taken> + '_>)> = vec![
+    let mut work: Vec<Contender<'_>> = vec![
         (
             "into the stores",
             Box::new(|| {
@@ -349,12 +355,10 @@ fn fan_out(report: &mut Report, scratch: &Path, sizes: &Sizes) -> anyhow::Result
         for (name, taken) in [("into the stores", medians[0]), ("to DEST", medians[1])] {
             report.ratio(
                 &format!("tcp plain, 1 to 4 at once, {name}"),
-                taken.seconds,
-                "s",
+                (taken.seconds, "s"),
                 format!("nginx + 4 curl {:.2} s", curl.seconds),
                 curl.seconds / taken.seconds,
-                Some(0.8),
-                Some(1.2),
+                Bars::new(0.8, 1.2),
             );
         }
     }
@@ -394,8 +398,8 @@ fn pull(node: &Node, id: BlobId, from: NodeId) -> anyhow::Result<()> {
 
 fn pull_from(node: &Node, blob: BlobId, sources: Vec<NodeId>) -> anyhow::Result<()> {
     let mut socket = node.socket();
-    let job = socket.pull(vec![ObjectId { kind: ObjectKind::Blob, blob }], sources)?;
-    let end = socket.wait_for_job(job)?;
+    let job = local::pull(&mut socket, ObjectId { kind: ObjectKind::Blob, blob }, sources)?;
+    let end = local::finish(&mut socket, job)?;
     ensure!(end.state == velo_socket::JobState::Complete, "the job ended {:?}", end.state);
     Ok(())
 }
@@ -404,9 +408,9 @@ fn open_first_byte(node: &Node, blob: BlobId) -> anyhow::Result<f64> {
     use std::os::unix::fs::FileExt as _;
     let began = Instant::now();
     let mut socket = node.socket();
-    let opened = socket.open(blob, false)?;
+    let (file, offset_bytes, ..) = socket.open(blob, false)?;
     let mut byte = [0];
-    opened.file.read_exact_at(&mut byte, opened.offset_bytes)?;
+    fs::File::from(file).read_exact_at(&mut byte, offset_bytes)?;
     Ok(began.elapsed().as_secs_f64())
 }
 

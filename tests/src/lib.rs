@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 
 pub mod content;
+pub mod local;
 
 /// How long anything that should happen may take. Generous: it only decides how soon a failure is told.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -227,8 +228,7 @@ impl Node {
 
     /// A connection to velod's local socket.
     pub fn socket(&self) -> velo_socket::Client {
-        velo_socket::Client::connect(self.dir.join("data/run/velod.sock"), "tests")
-            .expect("velod's socket answers")
+        velo_socket::Client::connect(&self.dir.join("data/run/velod.sock")).expect("velod's socket answers")
     }
 
     /// A counter or gauge of velod by its full name with labels, without `velo_`; 0 where there is none. A name without

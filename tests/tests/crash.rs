@@ -4,7 +4,6 @@
 //! `tests/run` tries each call for the first hits of every thread and then in growing steps; `tests/run --full` tries them all.
 
 use std::fs;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -12,12 +11,31 @@ use std::time::Duration;
 use velo_object::{BlobId, NodeId, ObjectId};
 use velo_socket::Client;
 use velo_tests::content::{assert_same, many_files, random_file};
+use velo_tests::local::{self, read};
 use velo_tests::{Node, Settings, full, has_program, skip, velo_executable, wait_until};
 
 /// Every system call by which a store changes what is on the disk.
 const CALLS: &[&str] = &[
-    "write", "pwrite64", "pwritev", "copy_file_range", "fallocate", "ftruncate", "fsync", "fdatasync", "msync", "rename",
-    "renameat", "renameat2", "linkat", "unlink", "unlinkat", "mkdir", "mkdirat", "openat", "fchmod", "ioctl",
+    "write",
+    "pwrite64",
+    "pwritev",
+    "copy_file_range",
+    "fallocate",
+    "ftruncate",
+    "fsync",
+    "fdatasync",
+    "msync",
+    "rename",
+    "renameat",
+    "renameat2",
+    "linkat",
+    "unlink",
+    "unlinkat",
+    "mkdir",
+    "mkdirat",
+    "openat",
+    "fchmod",
+    "ioctl",
 ];
 
 /// velod alone, without velo-control; the test speaks to its socket.
@@ -44,7 +62,8 @@ impl Velod {
                 command
             }
         };
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.node.dir.join("log")).expect("a log");
+        let log =
+            fs::OpenOptions::new().create(true).append(true).open(self.node.dir.join("log")).expect("a log");
         command.arg("--config").arg(self.node.dir.join("velo.toml")).arg("--data-dir").arg(&data);
         command.args(["daemon", "data"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().expect("velod starts"));
@@ -77,7 +96,7 @@ impl Velod {
     }
 
     fn socket(&self) -> Option<Client> {
-        Client::connect(self.node.dir.join("data/run/velod.sock"), "crash test").ok()
+        Client::connect(&self.node.dir.join("data/run/velod.sock")).ok()
     }
 }
 
@@ -95,19 +114,9 @@ fn check_all(socket: &mut Client) {
         let Some((last, _)) = page.last() else { break };
         after = Some(*last);
         for (blob, _) in page.iter().filter(|(_, stat)| stat.complete) {
-            assert_eq!(read(socket, *blob), *blob, "a blob visible as complete has other bytes");
+            assert_eq!(BlobId::of(&read(socket, *blob)), *blob, "a blob visible as complete has other bytes");
         }
     }
-}
-
-fn read(socket: &mut Client, blob: BlobId) -> BlobId {
-    use std::io::Seek as _;
-    let opened = socket.open(blob, false).unwrap_or_else(|e| panic!("{blob} does not open: {e}"));
-    let mut file = &opened.file;
-    file.seek(std::io::SeekFrom::Start(opened.offset_bytes)).expect("a seekable file");
-    let mut bytes = Vec::new();
-    file.take(opened.size_bytes).read_to_end(&mut bytes).expect("a readable file");
-    BlobId::of(&bytes)
 }
 
 /// The numbers of the call to be hit: all of them in the full run, else the first ones and then ever wider apart.
@@ -166,8 +175,15 @@ fn an_ingest_survives_a_kill_at_every_call() {
             if let Some(id) = acknowledged {
                 let dest = scratch.path().join("dest");
                 velod.node.ok(&["put", text(&source.path)]);
-                assert_eq!(read(&mut socket, id.blob), id.blob, "{call} {when}: the acknowledged tree is lost");
-                assert!(socket.pins().expect("velod answers").contains(&id), "{call} {when}: its pin is lost");
+                assert_eq!(
+                    BlobId::of(&read(&mut socket, id.blob)),
+                    id.blob,
+                    "{call} {when}: the acknowledged tree is lost"
+                );
+                assert!(
+                    socket.pins().expect("velod answers").contains(&id),
+                    "{call} {when}: its pin is lost"
+                );
                 materialise(&velod, id, &dest);
                 assert_same(&source.path, &dest);
             } else {
@@ -187,25 +203,18 @@ fn an_ingest_survives_a_kill_at_every_call() {
 
 /// Writes the tree out without velo-control, by what the socket gives.
 fn materialise(velod: &Velod, id: ObjectId, dest: &Path) {
-    use std::os::unix::fs::FileExt as _;
     let mut socket = velod.socket().expect("velod answers");
-    let bytes = |socket: &mut Client, blob: BlobId| {
-        let opened = socket.open(blob, false).unwrap_or_else(|e| panic!("{blob} does not open: {e}"));
-        let mut bytes = vec![0; opened.size_bytes as usize];
-        opened.file.read_exact_at(&mut bytes, opened.offset_bytes).expect("a readable file");
-        bytes
-    };
-    let table = bytes(&mut socket, id.blob);
-    let tree = velo_object::Tree::parse(&table).expect("a valid tree");
+    let table = read(&mut socket, id.blob);
+    let tree = velo_object::Tree::parse(table).expect("a valid tree");
     fs::create_dir_all(dest).expect("a directory");
-    for entry in tree.entries() {
+    for entry in tree.iter() {
         use std::os::unix::ffi::OsStrExt as _;
         let path = dest.join(std::ffi::OsStr::from_bytes(entry.path));
         if entry.kind == velo_object::EntryKind::Directory {
             fs::create_dir_all(path).expect("a directory");
         } else {
             fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
-            fs::write(path, bytes(&mut socket, entry.blob)).expect("a file");
+            fs::write(path, read(&mut socket, entry.blob)).expect("a file");
         }
     }
 }
@@ -218,7 +227,8 @@ fn a_pull_survives_a_kill_at_every_call() {
     let source = source();
     let cluster = velo_tests::Cluster::start(1);
     let provider = &cluster.nodes[0];
-    let id: ObjectId = provider.json(&["put", text(&source.path)])["id"].as_str().expect("an id").parse().expect("an id");
+    let id: ObjectId =
+        provider.json(&["put", text(&source.path)])["id"].as_str().expect("an id").parse().expect("an id");
     let member = velo_socket::Member {
         node: provider.id().parse::<NodeId>().expect("a node id"),
         name: "provider".to_owned(),
@@ -230,7 +240,8 @@ fn a_pull_survives_a_kill_at_every_call() {
         let mut when = 1;
         loop {
             let scratch = tempfile::Builder::new().prefix("velo-crash-").tempdir().expect("a directory");
-            let mut velod = Velod { node: Node::new(&scratch.path().join("node"), &Settings::default()), child: None };
+            let mut velod =
+                Velod { node: Node::new(&scratch.path().join("node"), &Settings::default()), child: None };
             borrow_identity(&cluster, &velod.node);
             velod.start(Some(&format!("inject={call}:signal=KILL:when={when}")));
             if velod.ready() {
@@ -240,7 +251,8 @@ fn a_pull_survives_a_kill_at_every_call() {
             velod.start(None);
             assert!(velod.ready(), "{call} {when}: velod does not start again:\n{}", velod.node.log_tail());
             check_all(&mut velod.socket().expect("velod answers"));
-            let status = pull(&velod, &member, id).unwrap_or_else(|| panic!("{call} {when}: {}", velod.node.log_tail()));
+            let status = pull(&velod, &member, id)
+                .unwrap_or_else(|| panic!("{call} {when}: {}", velod.node.log_tail()));
             assert_eq!(status.state, velo_socket::JobState::Complete, "{call} {when}");
             let dest = scratch.path().join("dest");
             materialise(&velod, id, &dest);
@@ -261,7 +273,8 @@ fn borrow_identity(cluster: &velo_tests::Cluster, node: &Node) {
     let made = cluster.path("joined");
     if !made.exists() {
         let mut joining = Node::new(&made, &Settings::default());
-        let token = cluster.nodes[0].json(&["cluster", "token"])["token"].as_str().expect("a token").to_owned();
+        let token =
+            cluster.nodes[0].json(&["cluster", "token"])["token"].as_str().expect("a token").to_owned();
         let address = cluster.nodes[0].listen().expect("it listens").to_string();
         joining.up(&["--join", &address, "--token", &token]);
         joining.stop();
@@ -277,6 +290,6 @@ fn borrow_identity(cluster: &velo_tests::Cluster, node: &Node) {
 fn pull(velod: &Velod, member: &velo_socket::Member, id: ObjectId) -> Option<velo_socket::JobStatus> {
     let mut socket = velod.socket()?;
     socket.members(vec![member.clone()]).ok()?;
-    let job = socket.pull(vec![id], vec![member.node]).ok()?;
-    socket.wait_for_job(job).ok()
+    let job = local::pull(&mut socket, id, vec![member.node]).ok()?;
+    local::finish(&mut socket, job).ok()
 }

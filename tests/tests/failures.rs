@@ -5,9 +5,10 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal, kill_process};
-use velo_object::{BlobId, NodeId, ObjectId, PieceSet};
-use velo_socket::{Client, JobState};
+use velo_object::{BlobId, NodeId, ObjectId};
+use velo_socket::JobState;
 use velo_tests::content::{random_file, same_file};
+use velo_tests::local::{finish, have, job as job_status, pull};
 use velo_tests::{Cluster, Node, wait_until};
 
 const BYTES: u64 = 384 << 20;
@@ -18,10 +19,6 @@ fn text(path: &Path) -> &str {
 
 fn put(node: &Node, path: &Path) -> ObjectId {
     node.json(&["put", text(path)])["id"].as_str().expect("an id").parse().expect("an id")
-}
-
-fn have(socket: &mut Client, blob: BlobId) -> Option<PieceSet> {
-    socket.stat(vec![blob]).expect("velod answers").pop().flatten().map(|stat| stat.have)
 }
 
 fn node_id(node: &Node) -> NodeId {
@@ -47,12 +44,13 @@ fn a_killed_receiver_goes_on_where_it_was() {
     let id = put(&cluster.nodes[0], &source);
     let provider = node_id(&cluster.nodes[0]);
 
-    cluster.nodes[1].socket().pull(vec![id], vec![provider]).expect("a job");
+    pull(&mut cluster.nodes[1].socket(), id, vec![provider]).expect("a job");
     wait_for_the_middle(&cluster.nodes[1], id.blob);
     cluster.nodes[1].kill();
     cluster.nodes[1].up(&[]);
 
-    let kept = have(&mut cluster.nodes[1].socket(), id.blob).expect("what had arrived is still there").count();
+    let kept =
+        have(&mut cluster.nodes[1].socket(), id.blob).expect("what had arrived is still there").count();
     assert!(kept >= 16, "{kept} pieces survived");
     let dest = cluster.path("dest");
     cluster.nodes[1].ok(&["get", &id.to_string(), text(&dest)]);
@@ -74,11 +72,11 @@ fn a_killed_provider_is_replaced_by_another() {
     let job = {
         let mut socket = cluster.nodes[2].socket();
         let sources = vec![node_id(&cluster.nodes[0]), node_id(&cluster.nodes[1])];
-        socket.pull(vec![id], sources).expect("a job")
+        pull(&mut socket, id, sources).expect("a job")
     };
     wait_for_the_middle(&cluster.nodes[2], id.blob);
     cluster.nodes[0].kill();
-    let status = cluster.nodes[2].socket().wait_for_job(job).expect("velod answers");
+    let status = finish(&mut cluster.nodes[2].socket(), job).expect("velod answers");
     assert_eq!(status.state, JobState::Complete);
     assert_eq!(status.duplicate_pieces, 0);
     let dest = cluster.path("dest");
@@ -95,13 +93,13 @@ fn a_stalled_provider_is_replaced_by_another() {
     cluster.nodes[1].ok(&["get", &id.to_string(), text(&cluster.path("second-copy"))]);
     let job = {
         let sources = vec![node_id(&cluster.nodes[0]), node_id(&cluster.nodes[1])];
-        cluster.nodes[2].socket().pull(vec![id], sources).expect("a job")
+        pull(&mut cluster.nodes[2].socket(), id, sources).expect("a job")
     };
     wait_for_the_middle(&cluster.nodes[2], id.blob);
     // It lives, its connections stay open, and nothing comes any more.
     let pid = Pid::from_raw(cluster.nodes[0].velod_pid()).expect("a process id");
     kill_process(pid, Signal::STOP).expect("velod is there");
-    let status = cluster.nodes[2].socket().wait_for_job(job).expect("velod answers");
+    let status = finish(&mut cluster.nodes[2].socket(), job).expect("velod answers");
     kill_process(pid, Signal::CONT).expect("velod is there");
     assert_eq!(status.state, JobState::Complete);
     cluster.nodes[0].kill();
@@ -113,12 +111,12 @@ fn velod_goes_on_without_control() {
     let source = cluster.path("source");
     random_file(&source, 4, BYTES);
     let id = put(&cluster.nodes[0], &source);
-    let job = cluster.nodes[1].socket().pull(vec![id], vec![node_id(&cluster.nodes[0])]).expect("a job");
+    let job = pull(&mut cluster.nodes[1].socket(), id, vec![node_id(&cluster.nodes[0])]).expect("a job");
     for node in &cluster.nodes {
         let pid = Pid::from_raw(node.control_pid()).expect("a process id");
         kill_process(pid, Signal::KILL).expect("velo-control is there");
     }
-    let status = cluster.nodes[1].socket().wait_for_job(job).expect("velod answers");
+    let status = finish(&mut cluster.nodes[1].socket(), job).expect("velod answers");
     assert_eq!(status.state, JobState::Complete);
 }
 
@@ -161,11 +159,14 @@ fn a_damaged_piece_is_refused_and_its_sender_named() {
 
     // From the liar alone: all but the damaged piece come, and the job waits for another source.
     let mut socket = cluster.nodes[2].socket();
-    let job = socket.pull(vec![id], vec![liar]).expect("a job");
-    wait_until("the damaged piece is noticed", || socket.job(job).is_ok_and(|status| status.bad_pieces > 0));
-    assert!(!have(&mut socket, id.blob).is_some_and(|have| have.contains(17)), "the damaged piece was stored");
+    let job = pull(&mut socket, id, vec![liar]).expect("a job");
+    wait_until("the damaged piece is noticed", || job_status(&mut socket, job).bad_pieces > 0);
+    assert!(
+        !have(&mut socket, id.blob).is_some_and(|have| have.contains(17)),
+        "the damaged piece was stored"
+    );
     socket.add_sources(job, vec![honest]).expect("another source");
-    let status = socket.wait_for_job(job).expect("velod answers");
+    let status = finish(&mut socket, job).expect("velod answers");
     assert_eq!(status.state, JobState::Complete);
 
     assert!(cluster.nodes[2].counter("pieces_bad_total") >= 1);
@@ -179,7 +180,7 @@ fn a_damaged_piece_is_refused_and_its_sender_named() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.contains(&id.blob.to_hex()), "verify names the damaged blob: {said}");
     assert_eq!(output.status.code(), Some(5), "{output:?}");
-    let stat = cluster.nodes[0].socket().stat(vec![id.blob]).expect("velod answers").pop().flatten();
+    let stat = cluster.nodes[0].socket().stat_one(id.blob).expect("velod answers");
     assert!(stat.is_none_or(|stat| !stat.complete), "the damaged blob is quarantined");
     cluster.nodes[0].ok(&["get", &id.to_string(), text(&cluster.path("repaired"))]);
     assert!(same_file(&source, &cluster.path("repaired")), "it comes back from the others");

@@ -1,7 +1,7 @@
 //! Several nodes get the same content at once: they feed each other, and the first sends each byte about once.
 
-use velo_tests::content::{assert_same, many_files, random_file};
 use velo_tests::Cluster;
+use velo_tests::content::{assert_same, many_files, random_file};
 
 #[test]
 fn peers_feed_peers() {
@@ -11,7 +11,10 @@ fn peers_feed_peers() {
     for index in 0..12 {
         random_file(&source.join(format!("large-{index}")), 100 + index, (9 + index) << 20);
     }
-    let id = cluster.nodes[0].json(&["put", source.to_str().expect("UTF-8")])["id"].as_str().expect("an id").to_owned();
+    let id = cluster.nodes[0].json(&["put", source.to_str().expect("UTF-8")])["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
     std::thread::scope(|scope| {
         for (at, node) in cluster.nodes.iter().enumerate().skip(1) {
             let (id, dest) = (&id, cluster.path(&format!("dest-{at}")));

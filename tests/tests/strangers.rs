@@ -18,13 +18,30 @@ use velo_tests::{Cluster, Node, wait_until};
 struct Careless;
 
 impl ServerCertVerifier for Careless {
-    fn verify_server_cert(&self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: &ServerName<'_>, _: &[u8], _: UnixTime) -> Result<ServerCertVerified, rustls::Error> {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
         Ok(ServerCertVerified::assertion())
     }
-    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         Ok(HandshakeSignatureValid::assertion())
     }
-    fn verify_tls13_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         Ok(HandshakeSignatureValid::assertion())
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -44,7 +61,9 @@ fn bytes_for_a_stranger(node: &Node, alpn: &[u8], identity: Option<&Path>) -> us
     let mut config = match identity {
         None => config.with_no_client_auth(),
         Some(dir) => {
-            let chain = CertificateDer::pem_file_iter(dir.join("node.crt")).expect("a certificate").collect::<Result<_, _>>();
+            let chain = CertificateDer::pem_file_iter(dir.join("node.crt"))
+                .expect("a certificate")
+                .collect::<Result<_, _>>();
             let key = PrivateKeyDer::from_pem_file(dir.join("node.key")).expect("a key");
             config.with_client_auth_cert(chain.expect("a chain"), key).expect("they fit")
         }
@@ -82,7 +101,11 @@ fn without_a_certificate_of_this_cluster_nothing_comes() {
     let foreign_identity = foreign.nodes[0].dir.join("data/identity");
     for alpn in [&b"velo-session/1"[..], b"velo-data/1"] {
         assert_eq!(bytes_for_a_stranger(&cluster.nodes[0], alpn, None), 0, "no certificate");
-        assert_eq!(bytes_for_a_stranger(&cluster.nodes[0], alpn, Some(&foreign_identity)), 0, "another cluster's");
+        assert_eq!(
+            bytes_for_a_stranger(&cluster.nodes[0], alpn, Some(&foreign_identity)),
+            0,
+            "another cluster's"
+        );
     }
     // Plain streams need a session's key, also where the network is trusted.
     let mut tcp = TcpStream::connect(cluster.nodes[0].listen().expect("it listens")).expect("it accepts");
@@ -120,9 +143,15 @@ fn a_revoked_node_gets_nothing_and_loses_its_sessions() {
     // New content does not reach it.
     let path = cluster.path("later");
     fs::write(&path, vec![9; 200_000]).expect("a file");
-    let later = cluster.nodes[0].json(&["put", path.to_str().expect("UTF-8")])["id"].as_str().expect("an id").to_owned();
+    let later = cluster.nodes[0].json(&["put", path.to_str().expect("UTF-8")])["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
     let dest = cluster.path("after");
-    let mut child = cluster.nodes[2].command(&["get", &later, dest.to_str().expect("UTF-8")]).spawn().expect("velo starts");
+    let mut child = cluster.nodes[2]
+        .command(&["get", &later, dest.to_str().expect("UTF-8")])
+        .spawn()
+        .expect("velo starts");
     std::thread::sleep(Duration::from_secs(3));
     let _ = child.kill();
     let _ = child.wait();
@@ -137,7 +166,8 @@ fn http_wants_its_token_and_gossip_does_not_answer_strangers() {
     let ask = |path: &str, header: &str| {
         let mut tcp = TcpStream::connect(http).expect("it accepts");
         tcp.set_read_timeout(Some(Duration::from_secs(10))).expect("a deadline");
-        write!(tcp, "GET {path} HTTP/1.1\r\nHost: {http}\r\n{header}Connection: close\r\n\r\n").expect("a request");
+        write!(tcp, "GET {path} HTTP/1.1\r\nHost: {http}\r\n{header}Connection: close\r\n\r\n")
+            .expect("a request");
         let mut answer = Vec::new();
         tcp.read_to_end(&mut answer).expect("an answer");
         String::from_utf8_lossy(&answer).into_owned()
@@ -151,7 +181,8 @@ fn http_wants_its_token_and_gossip_does_not_answer_strangers() {
     assert!(ask("/healthz", "").starts_with("HTTP/1.1 200"));
     let token = cluster.nodes[0].token();
     assert!(ask("/v1/status", &format!("Authorization: Bearer {token}\r\n")).starts_with("HTTP/1.1 200"));
-    let rebound = ask("/v1/status", &format!("Authorization: Bearer {token}\r\nOrigin: http://evil.example\r\n"));
+    let rebound =
+        ask("/v1/status", &format!("Authorization: Bearer {token}\r\nOrigin: http://evil.example\r\n"));
     assert!(rebound.starts_with("HTTP/1.1 403"), "another site's page: {rebound}");
 
     let gossip: std::net::SocketAddr = {

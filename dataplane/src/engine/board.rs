@@ -60,7 +60,8 @@ impl Board {
             if posted.version > seen || !going_on || left.is_zero() {
                 return Some((posted.version, posted.status.clone()));
             }
-            jobs = self.changed.wait_timeout(jobs, left).map_or_else(|e| e.into_inner().0, |(guard, _)| guard);
+            jobs =
+                self.changed.wait_timeout(jobs, left).map_or_else(|e| e.into_inner().0, |(guard, _)| guard);
         }
     }
 }

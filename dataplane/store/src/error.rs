@@ -65,7 +65,9 @@ pub enum StoreError {
         disk_free_bytes: u64,
     },
     /// A file changed while it was read.
-    #[error("the file changed while it was read ({before_bytes} bytes before, {after_bytes} after): put it again")]
+    #[error(
+        "the file changed while it was read ({before_bytes} bytes before, {after_bytes} after): put it again"
+    )]
     SourceChanged {
         /// Its size when reading began.
         before_bytes: u64,

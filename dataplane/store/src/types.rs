@@ -111,7 +111,9 @@ pub struct Served {
 
 /// As long as it exists, the blob it came with is not evicted.
 #[derive(Debug, Clone, Default)]
-pub struct Lease(#[expect(dead_code, reason = "held, never read")] pub(crate) Option<Arc<crate::files::OpenFile>>);
+pub struct Lease(
+    #[expect(dead_code, reason = "held, never read")] pub(crate) Option<Arc<crate::files::OpenFile>>,
+);
 
 /// A blob as a read-only file.
 #[derive(Debug)]
