@@ -171,9 +171,6 @@ pub enum ProtocolError {
     /// A TLS alert.
     #[error("it sent TLS alert {0}")]
     Alert(u8),
-    /// The connection ended inside a frame.
-    #[error("the connection ended inside a frame")]
-    Truncated,
 }
 
 /// Why [`Serve`] gives nothing.
@@ -290,7 +287,7 @@ counters! {
     reads_served,
     /// Reads of peers that were refused.
     reads_refused,
-    /// Bytes of content received.
+    /// Bytes of content delivered.
     payload_bytes_in,
     /// Bytes of content handed to the kernel.
     payload_bytes_out,
