@@ -3,4 +3,13 @@
 #![forbid(unsafe_code)]
 
 pub mod engine;
+mod error;
+mod metrics;
+mod serve;
 pub mod session;
+mod target;
+mod topology;
+mod verify;
+mod worker;
+
+pub use error::store_error;

@@ -3,6 +3,18 @@
 //! Everybody else speaks to it through an [`EngineHandle`].
 
 mod board;
+mod core;
+mod exchange;
 mod handle;
+mod inbox;
+mod job;
+mod peers;
+mod pulls;
+mod reads;
+mod start;
+mod task;
+mod want;
 
 pub use handle::{EngineHandle, PeerTraffic, PullRequest, Report};
+pub use peers::Peers;
+pub use start::{DataPlane, DataPlaneOptions, RunningDataPlane};

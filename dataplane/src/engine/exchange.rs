@@ -1,0 +1,323 @@
+//! Who has what: sessions coming and going, interest, have-maps, news.
+
+use std::collections::BTreeSet;
+
+use velo_fabric::tcp::TcpPath;
+use velo_object::{BlobId, NodeId, PIECE_BYTES, PieceSet};
+use velo_swarm::{Failure, Have, SourceInfo};
+
+use super::core::Engine;
+use super::peers::{PathPlace, Peer};
+use super::task::{HaveMap, Task};
+use super::want::Stage;
+use crate::metrics::add;
+use crate::session::{PeerMessage, SessionEvent};
+use crate::worker::Command;
+
+/// Ids in one message: 32 bytes each, far below the limit of a message.
+const IDS_PER_MESSAGE: usize = 8192;
+/// Pieces in one message.
+const PIECES_PER_MESSAGE: usize = 16_384;
+/// Blobs that one peer may be interested in at a time; 1 MiB of ids.
+const INTERESTS_MAX: usize = 32_768;
+/// Streams that one peer may have open to us.
+const PATHS_PER_PEER: usize = 64;
+/// How long streams that were asked for may take before they are asked for again.
+const STREAMS_US: u64 = 2_000_000;
+/// How long the first and the longest pause between two attempts at a session are.
+const REDIAL_US: u64 = 250_000;
+const REDIAL_MAX_US: u64 = 10_000_000;
+/// How long an attempt may take until it counts as failed.
+const DIAL_US: u64 = 10_000_000;
+/// Peers that are remembered without a session, at most.
+const PEERS_MAX: usize = 16_384;
+
+impl Engine {
+    pub(super) fn peer(&mut self, node: NodeId) -> &mut Peer {
+        if self.peers.len() >= PEERS_MAX && !self.peers.contains_key(&node) {
+            self.peers.retain(|_, peer| peer.up || !peer.paths.is_empty() || !peer.queue.is_empty());
+        }
+        let metrics = &self.shared.metrics;
+        self.peers.entry(node).or_insert_with(|| Peer::new(metrics.peer(&node)))
+    }
+
+    pub(super) fn session_event(&mut self, now: u64, event: SessionEvent) {
+        match event {
+            SessionEvent::Up { node, .. } => self.session_up(node),
+            SessionEvent::Down { node, .. } => self.session_down(now, node),
+            SessionEvent::Message { node, message } => self.message(now, node, message),
+            SessionEvent::Stream { node, stream } => {
+                if self.peer(node).paths.len() >= PATHS_PER_PEER {
+                    add(&self.shared.metrics.counters.peer_limit_total, 1);
+                    return;
+                }
+                let id = self.next_path;
+                self.next_path += 1;
+                let worker = self.next_path as usize % self.workers.len();
+                self.paths.insert(id, PathPlace { worker, node });
+                let peer = self.peer(node);
+                peer.paths.push((id, 0));
+                if !peer.queue.is_empty() {
+                    self.queued_peers.insert(node);
+                }
+                let path = TcpPath { id, peer: node, stream: stream.tcp, tls: stream.tls };
+                self.workers[worker].send(Command::AddPath(Box::new(path)));
+            }
+        }
+    }
+
+    fn session_up(&mut self, node: NodeId) {
+        let peer = self.peer(node);
+        // Where one was up, a new session took its place: the peer may have started anew and knows nothing of us.
+        let interested = std::mem::take(&mut peer.interested);
+        peer.session_ended();
+        peer.up = true;
+        peer.failures = 0;
+        peer.dialled_at = None;
+        interested.iter().for_each(|blob| self.not_interested(node, blob));
+        let blobs: Vec<_> = self
+            .active
+            .iter()
+            .filter(|blob| {
+                self.wants.get(*blob).is_some_and(|want| {
+                    want.jobs
+                        .iter()
+                        .any(|id| self.jobs.get(id).is_some_and(|job| job.sources.contains(&node)))
+                })
+            })
+            .copied()
+            .collect();
+        blobs.into_iter().for_each(|blob| self.ask_about(node, blob));
+    }
+
+    fn session_down(&mut self, now: u64, node: NodeId) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if !peer.up {
+            peer.failures = peer.failures.saturating_add(1);
+        }
+        peer.dialled_at = Some(now);
+        let interested = std::mem::take(&mut peer.interested);
+        peer.session_ended();
+        for tag in peer.queue.drain(..) {
+            self.asks.remove(&tag);
+        }
+        for (path, _) in &peer.paths {
+            if let Some(place) = self.paths.get(path) {
+                self.workers[place.worker].send(Command::Close(*path));
+            }
+        }
+        self.queued_peers.remove(&node);
+        self.to_tell.remove(&node);
+        self.planner.remove_source(now, &node);
+        interested.iter().for_each(|blob| self.not_interested(node, blob));
+    }
+
+    /// A peer wants to hear of a blob no more.
+    fn not_interested(&mut self, node: NodeId, blob: &BlobId) {
+        if let Some(nodes) = self.interested.get_mut(blob) {
+            nodes.remove(&node);
+            if nodes.is_empty() {
+                self.interested.remove(blob);
+            }
+        }
+    }
+
+    /// Makes sessions with the sources of running jobs.
+    pub(super) fn dial(&mut self, now: u64) {
+        let jobs = self.jobs.values().filter(|job| job.goes_on());
+        let nodes: BTreeSet<_> = jobs.flat_map(|job| job.sources.iter()).copied().collect();
+        for node in nodes {
+            let peer = self.peer(node);
+            let pause = (REDIAL_US << peer.failures.min(8)).min(REDIAL_MAX_US);
+            let due = match peer.dialled_at {
+                None => true,
+                Some(at) => now >= at + if peer.dialling { DIAL_US } else { pause },
+            };
+            if !peer.up && due {
+                peer.dialled_at = Some(now);
+                peer.dialling = true;
+                self.sessions.connect(node);
+            }
+        }
+    }
+
+    fn message(&mut self, now: u64, node: NodeId, message: PeerMessage) {
+        match message {
+            PeerMessage::Interest { blobs } => self.interest(node, blobs),
+            PeerMessage::Done { blobs } => {
+                for blob in blobs {
+                    if self.peer(node).interested.remove(&blob) {
+                        self.not_interested(node, &blob);
+                    }
+                }
+            }
+            PeerMessage::Have { blob, size_bytes, have, holes } => {
+                let peer = self.peer(node);
+                peer.unanswered.remove(&blob);
+                if !peer.told.contains(&blob) {
+                    return;
+                }
+                let anything = !have.is_empty();
+                if !peer.source {
+                    let source = self.planner.add_source(now, node, SourceInfo { distance: 1 });
+                    self.peer(node).source = source;
+                }
+                self.planner.handle_have(now, &node, &blob, Have { size_bytes, have, holes });
+                if anything {
+                    self.open_streams(now, node);
+                }
+            }
+            PeerMessage::HaveNot { blob } => {
+                self.peer(node).unanswered.remove(&blob);
+                self.planner.handle_have_not(now, &node, &blob);
+            }
+            PeerMessage::HaveMore { blob, pieces } => {
+                if self.peer(node).told.contains(&blob) {
+                    self.planner.handle_have_more(now, &node, &blob, &pieces);
+                    self.open_streams(now, node);
+                }
+            }
+        }
+    }
+
+    /// Asks for streams where a peer has fewer than it should.
+    pub(super) fn open_streams(&mut self, now: u64, node: NodeId) {
+        let most = self.settings.streams_per_peer;
+        let peer = self.peer(node);
+        let asked = peer.streams_asked_at.is_some_and(|at| now < at + STREAMS_US);
+        if peer.up && !asked && peer.paths.len() < most {
+            peer.streams_asked_at = Some(now);
+            let count = most - peer.paths.len();
+            self.sessions.open_streams(node, count);
+        }
+    }
+
+    /// A peer wants to hear of blobs: what is being received is answered now, the rest when the store has been asked.
+    fn interest(&mut self, node: NodeId, blobs: Vec<BlobId>) {
+        let mut others = Vec::new();
+        for blob in blobs {
+            let peer = self.peer(node);
+            if !peer.up {
+                return;
+            }
+            if peer.interested.len() >= INTERESTS_MAX && !peer.interested.contains(&blob) {
+                add(&self.shared.metrics.counters.peer_limit_total, 1);
+                self.sessions.send(node, PeerMessage::HaveNot { blob });
+                continue;
+            }
+            peer.interested.insert(blob);
+            self.interested.entry(blob).or_default().insert(node);
+            match self.wants.get(&blob).map(|want| want.stage) {
+                Some(Stage::Active | Stage::Committing) => {
+                    self.send_have(node, &blob);
+                    self.ask_about(node, blob);
+                }
+                _ => others.push(blob),
+            }
+        }
+        if !others.is_empty() {
+            self.tasks.push(Task::Haves { node, blobs: others });
+        }
+    }
+
+    /// What is here of a blob that is being received.
+    fn send_have(&self, node: NodeId, blob: &BlobId) {
+        let Some(want) = self.wants.get(blob) else { return };
+        let staging = want.target.as_ref().and_then(|target| target.staging());
+        let have = staging.map_or_else(PieceSet::default, |staging| staging.have());
+        let holes = want.holes.clone().filter(|holes| holes.len() == have.len());
+        let holes = holes.unwrap_or_else(|| PieceSet::new(have.len()));
+        let message = PeerMessage::Have { blob: *blob, size_bytes: want.size_bytes, have, holes };
+        self.sessions.send(node, message);
+    }
+
+    /// Tells all who are interested in a blob that it is being received here.
+    pub(super) fn announce(&self, blob: &BlobId) {
+        for node in self.interested.get(blob).into_iter().flatten() {
+            self.send_have(*node, blob);
+        }
+    }
+
+    pub(super) fn haves_found(&mut self, node: NodeId, haves: Vec<(BlobId, Option<HaveMap>)>) {
+        for (blob, have) in haves {
+            if !self.peers.get(&node).is_some_and(|peer| peer.interested.contains(&blob)) {
+                continue;
+            }
+            if self
+                .wants
+                .get(&blob)
+                .is_some_and(|want| matches!(want.stage, Stage::Active | Stage::Committing))
+            {
+                // It began meanwhile, and was announced then with more than this.
+                continue;
+            }
+            let message = match have {
+                Some(HaveMap { size_bytes, have, holes }) => {
+                    PeerMessage::Have { blob, size_bytes: Some(size_bytes), have, holes }
+                }
+                None => PeerMessage::HaveNot { blob },
+            };
+            self.sessions.send(node, message);
+        }
+    }
+
+    /// A peer should be asked about a blob, if it has not been.
+    pub(super) fn ask_about(&mut self, node: NodeId, blob: BlobId) {
+        let peer = self.peer(node);
+        if peer.up && !peer.told.contains(&blob) && peer.to_ask.insert(blob) {
+            self.to_tell.insert(node);
+        }
+    }
+
+    /// Sends what peers are to be asked, and that they need tell us no more.
+    pub(super) fn tell_interests(&mut self) {
+        let now = self.now();
+        for node in self.to_tell.drain() {
+            let Some(peer) = self.peers.get_mut(&node) else { continue };
+            let ended: Vec<_> = std::mem::take(&mut peer.to_end).into_iter().collect();
+            let asked: Vec<_> = std::mem::take(&mut peer.to_ask).into_iter().collect();
+            for blobs in ended.chunks(IDS_PER_MESSAGE) {
+                self.sessions.send(node, PeerMessage::Done { blobs: blobs.to_vec() });
+            }
+            for blobs in asked.chunks(IDS_PER_MESSAGE) {
+                peer.told.extend(blobs);
+                peer.unanswered.extend(blobs);
+                peer.asked_at = now;
+                self.sessions.send(node, PeerMessage::Interest { blobs: blobs.to_vec() });
+            }
+        }
+    }
+
+    /// Tells those who are interested what has come since they were last told.
+    pub(super) fn tell_news(&mut self) {
+        for blob in std::mem::take(&mut self.with_news) {
+            let Some(want) = self.wants.get_mut(&blob) else { continue };
+            let news = std::mem::take(&mut want.news);
+            if want.size_bytes.is_some_and(|size_bytes| size_bytes <= PIECE_BYTES) {
+                self.announce(&blob);
+                continue;
+            }
+            for node in self.interested.get(&blob).into_iter().flatten() {
+                for pieces in news.chunks(PIECES_PER_MESSAGE) {
+                    self.sessions.send(*node, PeerMessage::HaveMore { blob, pieces: pieces.to_vec() });
+                }
+            }
+        }
+    }
+
+    /// Reads that wait in vain for a path go elsewhere.
+    pub(super) fn fail_pathless(&mut self, now: u64) {
+        for node in self.queued_peers.clone() {
+            let Some(peer) = self.peers.get_mut(&node) else { continue };
+            let late = peer.streams_asked_at.is_some_and(|at| now >= at + STREAMS_US);
+            if peer.paths.is_empty() && late {
+                let tags: Vec<_> = peer.queue.drain(..).collect();
+                for tag in tags {
+                    self.asks.remove(&tag);
+                    self.planner.handle_failed(now, tag, Failure::PathClosed);
+                }
+                self.queued_peers.remove(&node);
+            }
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! Jobs from their beginning to their end, and the blobs that they miss.
+
+use std::cmp::Reverse;
+use std::sync::atomic::Ordering;
+
+use velo_object::{BlobId, NodeId, ObjectKind};
+use velo_socket::{Error, ErrorCode, JobId, JobState};
+use velo_store::StageKind;
+use velo_swarm::{BlobSpec, Known};
+
+use super::core::Engine;
+use super::handle::PullRequest;
+use super::job::Job;
+use super::task::{Done, Named, Opened, Task};
+use super::want::{Stage, Want};
+use crate::metrics::add;
+
+/// Blobs that are received at the same time.
+const ACTIVE_MAX: usize = 128;
+/// Ended jobs that are remembered, and for how long.
+const ENDED_MAX: usize = 256;
+const ENDED_US: u64 = 3_600_000_000;
+/// How long nothing must have come, and nobody be left to come, before a job counts as waiting.
+const WAITING_US: u64 = 500_000;
+
+impl Engine {
+    pub(super) fn begin_job(&mut self, now: u64, id: JobId, request: PullRequest) {
+        let PullRequest { roots, tables_only, sources, priority, sinks, sizes } = request;
+        let mut job = Job::new(id, roots.clone(), now);
+        job.tables_only = tables_only;
+        job.priority = priority;
+        self.jobs.insert(id, job);
+        self.board_behind = true;
+        add(&self.shared.metrics.counters.jobs_started_total, 1);
+        let taken = sinks.iter().find(|(blob, _)| self.wants.contains_key(blob));
+        if let Some((blob, _)) = taken {
+            let message = format!("another job receives {blob} now: wait until it has ended, then ask again");
+            return self.end_job(now, id, JobState::Failed(Error { code: ErrorCode::Conflict, message }));
+        }
+        for (at, root) in roots.iter().enumerate() {
+            let size = sizes.get(at).copied().flatten();
+            self.want(id, root.blob, StageKind::Blob, size, root.kind == ObjectKind::Tree);
+        }
+        for (blob, file) in sinks {
+            match self.wants.get_mut(&blob) {
+                Some(want) => want.sink = Some(file),
+                // It comes with the tree's table.
+                None => {
+                    self.sinks.insert((id, blob), file);
+                }
+            }
+        }
+        self.add_sources(now, id, sources);
+        self.end_if_complete(now, id);
+    }
+
+    /// A job misses a blob.
+    fn want(&mut self, id: JobId, blob: BlobId, kind: StageKind, size: Option<u64>, table: bool) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let sink = self.sinks.remove(&(id, blob));
+        let new = !self.wants.contains_key(&blob);
+        let want = self.wants.entry(blob).or_insert_with(|| Want::new(kind, size, job.priority));
+        if table && !want.table_of.contains(&id) {
+            want.table_of.push(id);
+        }
+        if sink.is_some() && want.stage == Stage::Queued {
+            want.sink = sink;
+        }
+        if job.missing.insert(blob) {
+            want.jobs.push(id);
+            job.total_bytes += want.size_bytes.unwrap_or(0);
+            job.done_bytes += want.done_bytes;
+            job.changed = true;
+        }
+        if new {
+            self.queues.entry(Reverse(job.priority)).or_default().push_back(blob);
+        } else if want.stage != Stage::Queued {
+            for node in job.sources.clone() {
+                self.ask_about(node, blob);
+            }
+        }
+    }
+
+    /// Opens queued wants while there is room for more.
+    pub(super) fn activate(&mut self) {
+        while self.active.len() < ACTIVE_MAX {
+            let Some(mut queue) = self.queues.first_entry() else { return };
+            let Some(blob) = queue.get_mut().pop_front() else {
+                queue.remove();
+                continue;
+            };
+            let Some(want) = self.wants.get_mut(&blob).filter(|want| want.stage == Stage::Queued) else {
+                continue;
+            };
+            want.stage = Stage::Opening;
+            self.active.insert(blob);
+            let sink = want.sink.as_ref().and_then(|sink| sink.try_clone().ok());
+            self.tasks.push(Task::Open { blob, kind: want.kind, trusted_bytes: want.trusted_bytes, sink });
+        }
+    }
+
+    pub(super) fn task_done(&mut self, now: u64, done: Done) {
+        match done {
+            Done::Opened { blob, opened } => self.opened(now, blob, opened),
+            Done::Outboard { tag, blob, result } => self.outboard_done(now, tag, blob, result),
+            Done::Committed { blob, result: Ok(()) } => {
+                add(&self.shared.metrics.counters.blobs_completed_total, 1);
+                self.blob_here(now, blob);
+            }
+            Done::Committed { blob, result: Err(error) } => self.fail_want(now, blob, error),
+            Done::Table { jobs, result } => self.table_read(now, jobs, result),
+            Done::Haves { node, haves } => self.haves_found(node, haves),
+        }
+    }
+
+    fn opened(&mut self, now: u64, blob: BlobId, opened: Result<Opened, Error>) {
+        let Some(want) = self.wants.get_mut(&blob).filter(|want| want.stage == Stage::Opening) else {
+            return;
+        };
+        let mut spec = BlobSpec { blob, known: Known::Nothing, have: None, priority: want.priority };
+        match opened {
+            Err(error) => return self.fail_want(now, blob, error),
+            Ok(Opened::Complete { size_bytes }) => {
+                self.set_size(blob, size_bytes);
+                return self.blob_here(now, blob);
+            }
+            Ok(Opened::Partial { target, size_bytes, have, holes }) => {
+                add(&self.shared.metrics.counters.pieces_resumed_total, have.count());
+                let pieces = velo_object::Pieces::new(size_bytes);
+                let bytes: u64 = have.iter().map(|index| pieces.len(index)).sum();
+                want.target = Some(target);
+                want.holes = Some(holes);
+                spec.known = Known::Outboard(size_bytes);
+                spec.have = Some(have);
+                self.set_size(blob, size_bytes);
+                self.account(now, blob, None, bytes);
+            }
+            Ok(Opened::Nothing { target }) => {
+                want.target = target;
+                if let Some(size_bytes) = want.trusted_bytes {
+                    spec.known = Known::Size(size_bytes);
+                }
+            }
+        }
+        if let Some(want) = self.wants.get_mut(&blob) {
+            want.stage = Stage::Active;
+        }
+        if !self.planner.add_blob(now, spec) {
+            let message = "too many blobs are being received: try again when other jobs have ended".into();
+            return self.fail_want(now, blob, Error { code: ErrorCode::Limit, message });
+        }
+        for node in self.sources_of(&blob) {
+            self.ask_about(node, blob);
+        }
+        self.announce(&blob);
+    }
+
+    /// Those who may have a blob: the sources of the jobs that miss it, and who is interested in it too.
+    fn sources_of(&self, blob: &BlobId) -> Vec<NodeId> {
+        let Some(want) = self.wants.get(blob) else { return Vec::new() };
+        let of_jobs = want.jobs.iter().filter_map(|id| self.jobs.get(id)).flat_map(|job| job.sources.iter());
+        let interested = self.interested.get(blob).into_iter().flatten();
+        of_jobs.chain(interested).copied().collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+    }
+
+    pub(super) fn add_sources(&mut self, now: u64, id: JobId, sources: Vec<NodeId>) {
+        let me = self.shared.node;
+        let Some(job) = self.jobs.get_mut(&id).filter(|job| job.goes_on()) else { return };
+        job.progressed = now;
+        let new: Vec<_> =
+            sources.into_iter().filter(|node| *node != me && job.sources.insert(*node)).collect();
+        let blobs: Vec<_> = self.active.iter().filter(|blob| job.missing.contains(*blob)).copied().collect();
+        for node in new {
+            self.peer(node).failures = 0;
+            for blob in &blobs {
+                self.ask_about(node, *blob);
+            }
+        }
+        self.dial(now);
+    }
+
+    /// A blob's size became known, or another one than was thought.
+    pub(super) fn set_size(&mut self, blob: BlobId, size_bytes: u64) {
+        let Some(want) = self.wants.get_mut(&blob) else { return };
+        let before = want.size_bytes.replace(size_bytes).unwrap_or(0);
+        for id in &want.jobs {
+            if let Some(job) = self.jobs.get_mut(id) {
+                job.total_bytes = job.total_bytes - before + size_bytes;
+                job.changed = true;
+            }
+        }
+        self.board_behind = true;
+    }
+
+    /// Verified bytes have come for a blob, from a peer or from an earlier run.
+    pub(super) fn account(&mut self, now: u64, blob: BlobId, node: Option<NodeId>, bytes: u64) {
+        let Some(want) = self.wants.get_mut(&blob) else { return };
+        want.done_bytes += bytes;
+        for id in &want.jobs {
+            if let Some(job) = self.jobs.get_mut(id) {
+                job.account(node, bytes, now);
+            }
+        }
+        self.board_behind = true;
+    }
+
+    /// A blob is complete: its jobs miss it no more.
+    fn blob_here(&mut self, now: u64, blob: BlobId) {
+        self.tell_news();
+        let Some(want) = self.wants.remove(&blob) else { return };
+        self.drop_blob(now, blob);
+        for id in &want.jobs {
+            let Some(job) = self.jobs.get_mut(id) else { continue };
+            job.missing.remove(&blob);
+            job.done_bytes += want.size_bytes.unwrap_or(want.done_bytes) - want.done_bytes;
+            job.changed = true;
+        }
+        self.board_behind = true;
+        let readers: Vec<_> = want
+            .table_of
+            .iter()
+            .filter(|id| self.jobs.get(id).is_some_and(|job| !job.tables_only))
+            .copied()
+            .collect();
+        for id in &readers {
+            if let Some(job) = self.jobs.get_mut(id) {
+                job.tables_to_read += 1;
+            }
+        }
+        if !want.table_of.is_empty() {
+            self.tasks.push(Task::Table { blob, jobs: readers });
+        }
+        for id in want.jobs {
+            self.end_if_complete(now, id);
+        }
+    }
+
+    /// The planner and the peers hear no more of a blob.
+    fn drop_blob(&mut self, now: u64, blob: BlobId) {
+        self.active.remove(&blob);
+        self.with_news.remove(&blob);
+        self.planner.remove_blob(now, &blob);
+        for (node, peer) in &mut self.peers {
+            peer.to_ask.remove(&blob);
+            peer.unanswered.remove(&blob);
+            if peer.told.remove(&blob) {
+                peer.to_end.insert(blob);
+                self.to_tell.insert(*node);
+            }
+        }
+    }
+
+    fn table_read(&mut self, now: u64, jobs: Vec<JobId>, result: Result<Vec<Named>, Error>) {
+        for id in &jobs {
+            if let Some(job) = self.jobs.get_mut(id) {
+                job.tables_to_read -= 1;
+            }
+        }
+        match result {
+            Ok(contents) => {
+                for id in jobs {
+                    if !self.jobs.get(&id).is_some_and(Job::goes_on) {
+                        continue;
+                    }
+                    for Named { blob, size_bytes, kind } in &contents {
+                        self.want(id, *blob, *kind, Some(*size_bytes), false);
+                    }
+                    self.end_if_complete(now, id);
+                }
+            }
+            Err(error) => {
+                jobs.into_iter().for_each(|id| self.end_job(now, id, JobState::Failed(error.clone())));
+            }
+        }
+    }
+
+    /// A blob cannot be received: all that miss it fail.
+    pub(super) fn fail_want(&mut self, now: u64, blob: BlobId, error: Error) {
+        let Some(want) = self.wants.get(&blob) else { return };
+        for id in want.jobs.clone() {
+            self.end_job(now, id, JobState::Failed(error.clone()));
+        }
+    }
+
+    pub(super) fn cancel_job(&mut self, now: u64, id: JobId) {
+        self.end_job(now, id, JobState::Cancelled);
+    }
+
+    fn end_if_complete(&mut self, now: u64, id: JobId) {
+        if self.jobs.get(&id).is_some_and(|job| job.goes_on() && job.has_all()) {
+            self.end_job(now, id, JobState::Complete);
+        }
+    }
+
+    fn end_job(&mut self, now: u64, id: JobId, state: JobState) {
+        let Some(job) = self.jobs.get_mut(&id).filter(|job| job.goes_on()) else { return };
+        let counters = &self.shared.metrics.counters;
+        match &state {
+            JobState::Complete => add(&counters.jobs_completed_total, 1),
+            JobState::Failed(error) => {
+                add(&counters.jobs_failed_total, 1);
+                tracing::warn!(job = id, "the job failed: {error}");
+            }
+            _ => {}
+        }
+        job.state = state;
+        job.ended = Some(now);
+        let missing: Vec<_> = job.missing.iter().copied().collect();
+        self.shared.board.post(job.status(now));
+        job.changed = false;
+        self.shared.running.fetch_sub(1, Ordering::Relaxed);
+        self.ended.push_back(id);
+        self.sinks.retain(|(job, _), _| *job != id);
+        for blob in missing {
+            let Some(want) = self.wants.get_mut(&blob) else { continue };
+            want.jobs.retain(|job| *job != id);
+            want.table_of.retain(|job| *job != id);
+            if want.jobs.is_empty() {
+                self.wants.remove(&blob);
+                self.drop_blob(now, blob);
+            }
+        }
+    }
+
+    pub(super) fn end_all_jobs(&mut self) {
+        let now = self.now();
+        let message = "velod is stopping: what has arrived stays, ask again when it runs".to_owned();
+        let error = Error { code: ErrorCode::Cancelled, message };
+        let running: Vec<_> = self.jobs.values().filter(|job| job.goes_on()).map(|job| job.id).collect();
+        running.into_iter().for_each(|id| self.end_job(now, id, JobState::Failed(error.clone())));
+    }
+
+    pub(super) fn forget_old_jobs(&mut self, now: u64) {
+        while let Some(id) = self.ended.front().copied() {
+            let old = self.jobs.get(&id).and_then(|job| job.ended).is_none_or(|ended| ended + ENDED_US < now);
+            if self.ended.len() <= ENDED_MAX && !old {
+                return;
+            }
+            self.ended.pop_front();
+            self.jobs.remove(&id);
+            self.shared.board.remove(id);
+        }
+    }
+
+    /// A job waits where nothing of it is on its way, nobody who is reachable has what it misses, and nobody is being asked.
+    pub(super) fn find_waiting_jobs(&mut self, now: u64) {
+        for job in self.jobs.values_mut().filter(|job| job.goes_on() && job.state == JobState::Running) {
+            if now < job.progressed + WAITING_US || job.tables_to_read > 0 {
+                continue;
+            }
+            let goes_on = self.active.iter().filter(|blob| job.missing.contains(*blob)).any(|blob| {
+                self.wants.get(blob).is_some_and(|want| want.stage != Stage::Active)
+                    || self.planner.progress(blob).is_some_and(|at| at.in_flight > 0 || at.sources > 0)
+            });
+            let asked = |node: &NodeId| self.peers.get(node).is_some_and(|peer| peer.may_answer(now));
+            if !goes_on && !job.sources.iter().any(asked) {
+                job.state = JobState::Waiting;
+                job.changed = true;
+                self.board_behind = true;
+            }
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! What the engine has done on threads that may block: asking and changing the store, reading tables.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use velo_object::{BlobId, NodeId, Outboard, PIECE_BYTES, PieceSet};
+use velo_socket::{Error, ErrorCode, JobId};
+use velo_store::{Have, StageKind, Staging, Store};
+
+use super::handle::Shared;
+use super::inbox::Input;
+use crate::error::store_error;
+use crate::target::Target;
+
+/// Have-maps that are told in one go.
+const HAVES_PER_ANSWER: usize = 256;
+
+/// Something to be done.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// What is here of a blob.
+    Open { blob: BlobId, kind: StageKind, trusted_bytes: Option<u64>, sink: Option<File> },
+    /// Check an outboard and stage the blob under it.
+    Outboard { tag: u64, outboard: SentOutboard },
+    /// Throw away what was staged under a false outboard.
+    Abandon { target: Arc<Target> },
+    /// Make a blob durable and visible.
+    Commit { blob: BlobId, staging: Arc<Staging> },
+    /// Read a tree's table.
+    Table { blob: BlobId, jobs: Vec<JobId> },
+    /// What is here of blobs that a peer is interested in.
+    Haves { node: NodeId, blobs: Vec<BlobId> },
+}
+
+/// An outboard as a peer sent it, and what it must say.
+#[derive(Debug)]
+pub(super) struct SentOutboard {
+    pub(super) blob: BlobId,
+    pub(super) bytes: Vec<u8>,
+    pub(super) size_bytes: u64,
+    pub(super) trusted_bytes: Option<u64>,
+    pub(super) kind: StageKind,
+    pub(super) sink: Option<File>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) enum Done {
+    Opened { blob: BlobId, opened: Result<Opened, Error> },
+    Outboard { tag: u64, blob: BlobId, result: Result<Arc<Target>, OutboardFault> },
+    Committed { blob: BlobId, result: Result<(), Error> },
+    Table { jobs: Vec<JobId>, result: Result<Vec<Named>, Error> },
+    Haves { node: NodeId, haves: Vec<(BlobId, Option<HaveMap>)> },
+}
+
+/// What is here of a blob.
+#[derive(Debug)]
+pub(crate) enum Opened {
+    /// All.
+    Complete { size_bytes: u64 },
+    /// Some, under a confirmed outboard.
+    Partial { target: Arc<Target>, size_bytes: u64, have: PieceSet, holes: PieceSet },
+    /// Nothing. The target is there where the blob has only one piece.
+    Nothing { target: Option<Arc<Target>> },
+}
+
+/// Why there is no target for an outboard.
+#[derive(Debug)]
+pub(crate) enum OutboardFault {
+    /// It is none, of another blob, or states another size.
+    Bad,
+    /// The store does not take the blob.
+    Store(Error),
+}
+
+/// What a tree names.
+#[derive(Debug)]
+pub(crate) struct Named {
+    pub(super) blob: BlobId,
+    pub(super) size_bytes: u64,
+    pub(super) kind: StageKind,
+}
+
+/// What is here of a blob, to be told to a peer.
+#[derive(Debug)]
+pub(crate) struct HaveMap {
+    pub(super) size_bytes: u64,
+    pub(super) have: PieceSet,
+    pub(super) holes: PieceSet,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    tasks: VecDeque<Task>,
+    closed: bool,
+}
+
+/// The tasks that wait, and the threads that do them. The engine bounds their number: each blob that it receives has at
+/// most a few, and each peer's interests come in bounded messages.
+#[derive(Debug)]
+pub(super) struct TaskQueue {
+    queue: Arc<(Mutex<Queue>, Condvar)>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl TaskQueue {
+    /// Starts `threads` threads.
+    pub(super) fn start(threads: usize, store: &Store, shared: &Arc<Shared>) -> std::io::Result<Self> {
+        let queue: Arc<(Mutex<Queue>, Condvar)> = Arc::default();
+        let threads = (0..threads)
+            .map(|at| {
+                let (queue, store, shared) = (queue.clone(), store.clone(), shared.clone());
+                std::thread::Builder::new().name(format!("velod-task-{at}")).spawn(move || {
+                    while let Some(task) = next(&queue) {
+                        let fed =
+                            perform(&store, task, &mut |done| shared.inbox.push(Input::Done(Box::new(done))));
+                        if !fed {
+                            return;
+                        }
+                    }
+                })
+            })
+            .collect::<std::io::Result<_>>()?;
+        Ok(Self { queue, threads })
+    }
+
+    pub(super) fn push(&self, task: Task) {
+        let (queue, waiting) = &*self.queue;
+        queue.lock().unwrap_or_else(PoisonError::into_inner).tasks.push_back(task);
+        waiting.notify_one();
+    }
+
+    /// Ends the threads after what they do now.
+    pub(super) fn close(&mut self) {
+        let (queue, waiting) = &*self.queue;
+        queue.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        waiting.notify_all();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn next(queue: &(Mutex<Queue>, Condvar)) -> Option<Task> {
+    let (queue, waiting) = queue;
+    let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        if queue.closed {
+            return None;
+        }
+        if let Some(task) = queue.tasks.pop_front() {
+            return Some(task);
+        }
+        queue = waiting.wait(queue).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+/// Does a task. False where the engine has ended.
+fn perform(store: &Store, task: Task, tell: &mut dyn FnMut(Done) -> bool) -> bool {
+    match task {
+        Task::Open { blob, kind, trusted_bytes, sink } => {
+            let opened = open(store, blob, kind, trusted_bytes, sink);
+            tell(Done::Opened { blob, opened })
+        }
+        Task::Outboard { tag, outboard } => {
+            let blob = outboard.blob;
+            let result = under_outboard(store, outboard);
+            tell(Done::Outboard { tag, blob, result })
+        }
+        Task::Abandon { target } => {
+            if let Some(Err(error)) = target.staging().map(|staging| staging.abandon()) {
+                tracing::warn!("throwing away what was received of {}: {error}", target.blob());
+            }
+            true
+        }
+        Task::Commit { blob, staging } => {
+            let result = staging.commit().map_err(|error| store_error(&error));
+            tell(Done::Committed { blob, result })
+        }
+        Task::Table { blob, jobs } => tell(Done::Table { jobs, result: table(store, blob) }),
+        Task::Haves { node, blobs } => {
+            for blobs in blobs.chunks(HAVES_PER_ANSWER) {
+                let haves = blobs.iter().map(|blob| (*blob, have(store, blob))).collect();
+                if !tell(Done::Haves { node, haves }) {
+                    return false;
+                }
+            }
+            true
+        }
+    }
+}
+
+fn open(
+    store: &Store,
+    blob: BlobId,
+    kind: StageKind,
+    trusted_bytes: Option<u64>,
+    sink: Option<File>,
+) -> Result<Opened, Error> {
+    let of_store = |error| store_error(&error);
+    if store.has(&blob).map_err(of_store)? {
+        let size_bytes = match sink {
+            Some(sink) => copy_to_sink(store, &blob, &sink)?,
+            None => store.stat(&blob).map_err(of_store)?.map_or(0, |stat| stat.size_bytes),
+        };
+        return Ok(Opened::Complete { size_bytes });
+    }
+    let sunk = sink.is_some();
+    if let Some(staging) = store.staging(&blob).filter(|_| !sunk) {
+        let outboard = staging.outboard();
+        let have = staging.have();
+        if let Some(mut outboard) = outboard {
+            let size_bytes = outboard.size_bytes();
+            // The last piece proves the size; so does a verified tree.
+            if trusted_bytes == Some(size_bytes) || have.contains(outboard.pieces().last()) {
+                outboard.confirm();
+            }
+            if outboard.is_confirmed() {
+                let holes = staging.holes();
+                let target = Arc::new(Target::pieces(outboard, staging));
+                return Ok(Opened::Partial { target, size_bytes, have, holes });
+            }
+            staging.abandon().map_err(of_store)?;
+        }
+    }
+    let one_piece = trusted_bytes.is_some_and(|size_bytes| size_bytes <= PIECE_BYTES);
+    let unknown = trusted_bytes.is_none();
+    let target = (one_piece || unknown).then(|| Arc::new(Target::whole(store.clone(), blob, kind, sink)));
+    Ok(Opened::Nothing { target })
+}
+
+/// What is here already goes into a sink by a copy.
+fn copy_to_sink(store: &Store, blob: &BlobId, sink: &File) -> Result<u64, Error> {
+    let from = store.open_blob(blob, false).map_err(|error| store_error(&error))?;
+    let failed = |error: std::io::Error| {
+        let message = format!("copying {blob} to its destination: {error}");
+        Error {
+            code: if error.raw_os_error() == Some(libc::ENOSPC) { ErrorCode::Full } else { ErrorCode::Io },
+            message,
+        }
+    };
+    let mut buffer = vec![0; PIECE_BYTES as usize];
+    let mut at = 0;
+    while at < from.size_bytes {
+        let most = (from.size_bytes - at).min(PIECE_BYTES) as usize;
+        from.file.read_exact_at(&mut buffer[..most], from.offset_bytes + at).map_err(failed)?;
+        sink.write_all_at(&buffer[..most], at).map_err(failed)?;
+        at += most as u64;
+    }
+    sink.set_len(at).map_err(failed)?;
+    Ok(at)
+}
+
+/// Checks an outboard that a peer sent and stages the blob under it.
+fn under_outboard(store: &Store, outboard: SentOutboard) -> Result<Arc<Target>, OutboardFault> {
+    let SentOutboard { blob, bytes, size_bytes, trusted_bytes, kind, sink } = outboard;
+    let mut outboard = Outboard::decode(blob, &bytes).map_err(|_| OutboardFault::Bad)?;
+    if outboard.size_bytes() != size_bytes {
+        return Err(OutboardFault::Bad);
+    }
+    if trusted_bytes == Some(size_bytes) {
+        outboard.confirm();
+    }
+    let staging = store
+        .stage(blob, size_bytes, Some(outboard.clone()), sink, kind)
+        .map_err(|error| OutboardFault::Store(store_error(&error)))?;
+    Ok(Arc::new(Target::pieces(outboard, staging)))
+}
+
+fn table(store: &Store, blob: BlobId) -> Result<Vec<Named>, Error> {
+    let tree = store.tree(&blob).map_err(|error| store_error(&error))?;
+    let named =
+        |named: velo_object::Named, kind| Named { blob: named.blob, size_bytes: named.size_bytes, kind };
+    let packs = tree.packs().map(|pack| named(pack, StageKind::Pack));
+    Ok(packs.chain(tree.blobs().map(|blob| named(blob, StageKind::Blob))).collect())
+}
+
+fn have(store: &Store, blob: &BlobId) -> Option<HaveMap> {
+    match store.have(blob) {
+        Ok(have) => have.map(|Have { size_bytes, have, holes }| HaveMap { size_bytes, have, holes }),
+        Err(error) => {
+            tracing::warn!("asked by a peer what is here of {blob}: {error}");
+            None
+        }
+    }
+}

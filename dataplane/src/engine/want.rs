@@ -1,0 +1,103 @@
+//! A blob that some job misses.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use velo_object::{BlobId, NodeId, PieceSet};
+use velo_socket::JobId;
+use velo_store::StageKind;
+use velo_swarm::Tag;
+
+use crate::target::Target;
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// It waits until others are done.
+    Queued,
+    /// The store is asked what is here of it.
+    Opening,
+    /// The planner has it.
+    Active,
+    /// All pieces are here; the store makes it durable.
+    Committing,
+}
+
+/// A blob that some job misses.
+#[derive(Debug)]
+pub(super) struct Want {
+    pub(super) kind: StageKind,
+    pub(super) stage: Stage,
+    pub(super) priority: u8,
+    /// A size that a verified tree or the caller stated.
+    pub(super) trusted_bytes: Option<u64>,
+    /// The size that the jobs' totals count.
+    pub(super) size_bytes: Option<u64>,
+    /// Verified bytes that the jobs count as done.
+    pub(super) done_bytes: u64,
+    pub(super) sink: Option<File>,
+    pub(super) jobs: Vec<JobId>,
+    /// Those of them for which it is the table of a tree.
+    pub(super) table_of: Vec<JobId>,
+    pub(super) target: Option<Arc<Target>>,
+    /// Verified holes.
+    pub(super) holes: Option<PieceSet>,
+    /// Pieces that those who are interested have not been told of.
+    pub(super) news: Vec<(u64, bool)>,
+}
+
+impl Want {
+    pub(super) fn new(kind: StageKind, trusted_bytes: Option<u64>, priority: u8) -> Self {
+        Self {
+            kind,
+            stage: Stage::Queued,
+            priority,
+            trusted_bytes,
+            size_bytes: trusted_bytes,
+            done_bytes: 0,
+            sink: None,
+            jobs: Vec::new(),
+            table_of: Vec::new(),
+            target: None,
+            holes: None,
+            news: Vec::new(),
+        }
+    }
+
+    /// Whether its pieces go there: not where it is complete, or goes on under another outboard.
+    pub(super) fn receives_into(&self, target: &Arc<Target>) -> bool {
+        self.stage == Stage::Active && self.target.as_ref().is_some_and(|own| Arc::ptr_eq(own, target))
+    }
+}
+
+/// A read (or a trial of a hole) that the planner asked for and that has not ended.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) node: Option<NodeId>,
+    pub(super) blob: BlobId,
+    pub(super) what: Asked,
+}
+
+/// What is asked for.
+#[derive(Debug)]
+pub(super) enum Asked {
+    /// A piece or a hole.
+    Piece {
+        /// Which.
+        index: u64,
+        /// Its length.
+        len: u32,
+    },
+    /// An encoded outboard, read in parts.
+    Outboard {
+        /// What it must state.
+        size_bytes: u64,
+        /// Its length.
+        bytes: u64,
+        /// What has come of it.
+        collected: Vec<u8>,
+    },
+}
+
+/// Names an [`Ask`].
+pub(super) type AskTag = Tag;
