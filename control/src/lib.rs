@@ -4,12 +4,27 @@
 //! calls that velod carries over its sessions. What decides (refs, membership records, tokens) has neither socket nor clock.
 #![forbid(unsafe_code)]
 
+mod admission;
+mod answer;
 pub mod authority;
 pub mod client;
+mod directory;
+mod http;
 pub mod identity;
 pub mod membership;
+mod metrics;
+mod names;
+mod node;
+mod origin;
+mod pull;
 pub mod refs;
+mod rpc;
+mod run;
 pub mod signed;
+mod sync;
+mod velod;
+
+pub use run::run;
 
 /// Milliseconds since the Unix epoch.
 pub(crate) fn now_ms() -> u64 {

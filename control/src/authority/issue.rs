@@ -206,3 +206,19 @@ pub(crate) fn request(key_pem: &str) -> Result<Vec<u8>, AuthorityError> {
     let request = params.serialize_request(&key).map_err(|e| malformed("a signing request", e))?;
     Ok(request.der().to_vec())
 }
+
+/// Whether a certificate bears the signature of an authority's certificate (both in DER).
+pub(crate) fn signed_by(certificate: &[u8], authority: &[u8]) -> bool {
+    use ring::signature::{ED25519, UnparsedPublicKey};
+    let Ok((_, authority)) = x509_parser::parse_x509_certificate(authority) else { return false };
+    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else { return false };
+    let key = authority.tbs_certificate.subject_pki.subject_public_key.data.as_ref();
+    let signature = parsed.signature_value.data.as_ref();
+    UnparsedPublicKey::new(&ED25519, key).verify(parsed.tbs_certificate.as_ref(), signature).is_ok()
+}
+
+/// A certificate in PEM.
+pub(crate) fn pem(der: &[u8]) -> String {
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new("CERTIFICATE", der), config)
+}

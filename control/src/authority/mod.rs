@@ -16,7 +16,7 @@ mod tokens;
 pub use files::Files;
 pub(crate) use files::{read, replace};
 pub use issue::{Authority, CERTIFICATE_LIFETIME, certificate_name, cluster_of};
-pub(crate) use issue::{public_key, request};
+pub(crate) use issue::{pem, public_key, request, signed_by};
 pub use revocation::{RevocationList, Revocations, Revoked};
 pub use tokens::Tokens;
 

@@ -138,7 +138,7 @@ impl BroadcastHandler<Peer> for Items {
                 if self.versions.get(&node).is_some_and(|&known| known >= version) {
                     return Ok(None);
                 }
-                if self.versions.len() >= super::roster::MAX_MEMBERS && !self.versions.contains_key(&node) {
+                if self.versions.len() >= super::MAX_MEMBERS && !self.versions.contains_key(&node) {
                     return Ok(None);
                 }
                 self.versions.insert(node, version);

@@ -7,5 +7,5 @@ mod seal;
 
 pub use gossip::{Gossip, GossipEvent, GossipOptions};
 pub use record::{CheckedMember, MemberRecord};
-pub use roster::{Liveness, Roster, RosterEntry};
+pub use roster::{Liveness, MAX_MEMBERS, Roster, RosterEntry};
 pub use seal::{GossipKey, Keyring, MAX_SEALED_OVERHEAD_BYTES, OpenError, Sealer};

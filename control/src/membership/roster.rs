@@ -120,10 +120,9 @@ impl Roster {
             .collect()
     }
 
-    /// What velod is told: everybody but those who left. One that is down stays in: the network between velods may be fine.
+    /// What velod is told: everybody. One that is down or has left stays in: it may be only its control plane, while velod goes on.
     pub fn members(&self) -> Vec<Member> {
-        let there = self.iter().filter(|entry| !entry.member.record.left);
-        there
+        self.iter()
             .map(|entry| {
                 let record = &entry.member.record;
                 Member {
@@ -213,7 +212,7 @@ mod tests {
         assert!(roster.reachable(a.public()).is_empty());
         assert_eq!(roster.members().len(), 2, "velod may still reach one that gossip does not");
         roster.merge(&checked(&b, &record(2, true)).expect("good"));
-        assert_eq!((roster.members().len(), roster.get(&b.public()).expect("there").state()), (1, "left"));
+        assert_eq!((roster.members().len(), roster.get(&b.public()).expect("there").state()), (2, "left"));
         assert_eq!(roster.find("n").len(), 2);
         assert_eq!(roster.find(&a.public().to_hex()[..8]), [a.public()]);
         assert!(roster.find("nobody").is_empty());

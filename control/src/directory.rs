@@ -1,0 +1,167 @@
+//! The directory: which members hold what, found by asking all of them at once.
+//!
+//! Answers come out as they arrive, so that a job begins with the first holder and does not wait for a member that is silent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc};
+use velo_object::{BlobId, IdPrefix, NodeId, ObjectId, ObjectKind};
+use velo_socket::{BlobStat, JobState};
+
+use crate::node::Control;
+use crate::rpc::{Ask, Holding, MAX_IDS, Reply};
+use crate::velod::VelodError;
+
+/// Members that are asked at once.
+const AT_ONCE: usize = 32;
+/// How long a member may take to say what it has.
+pub(crate) const ASK_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// What one member answered; none: it did not.
+pub(crate) type Answered = (NodeId, Option<Vec<Option<Holding>>>);
+
+/// Why an id is not found.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// No member knows an id that begins so.
+    #[error("nobody knows an id that begins with {0}")]
+    Unknown(String),
+    /// Several do.
+    #[error("{prefix} is ambiguous: {} begin so; give more digits", .ids.join(", "))]
+    Ambiguous {
+        /// What was given.
+        prefix: String,
+        /// Some of the ids that begin so.
+        ids: Vec<String>,
+    },
+    /// velod does not answer.
+    #[error(transparent)]
+    Velod(#[from] VelodError),
+}
+
+impl Control {
+    /// What this node has of these, for another one.
+    pub(crate) async fn holdings(&self, ids: &[BlobId]) -> Result<Vec<Option<Holding>>, VelodError> {
+        let stats = self.velod.stat(ids.to_vec()).await?;
+        let pulling: BTreeSet<BlobId> = self
+            .velod
+            .jobs()
+            .await?
+            .into_iter()
+            .filter(|job| matches!(job.state, JobState::Running | JobState::Waiting))
+            .flat_map(|job| job.roots.into_iter().map(|root| root.blob).chain(job.missing))
+            .collect();
+        let holding = |(id, stat): (&BlobId, Option<BlobStat>)| {
+            let pulling = pulling.contains(id);
+            match stat {
+                Some(stat) if stat.complete || pulling || !stat.have.is_empty() => Some(Holding {
+                    size_bytes: stat.size_bytes,
+                    complete: stat.complete,
+                    pieces: stat.have.count(),
+                    pulling: pulling && !stat.complete,
+                }),
+                _ if pulling => Some(Holding { size_bytes: None, complete: false, pieces: 0, pulling }),
+                _ => None,
+            }
+        };
+        Ok(ids.iter().zip(stats).map(holding).collect())
+    }
+
+    /// Asks all reachable members who has these ids; their answers come out as they arrive, within [`ASK_TIMEOUT`].
+    pub(crate) fn ask_all(self: &Arc<Self>, ids: &[BlobId], pulling: bool) -> mpsc::Receiver<Answered> {
+        let ids = ids[..ids.len().min(MAX_IDS)].to_vec();
+        let nodes = self.reachable();
+        let (answers, receiver) = mpsc::channel(nodes.len().max(1));
+        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        for node in nodes {
+            let (control, ids, answers, turns) =
+                (Arc::clone(self), ids.clone(), answers.clone(), Arc::clone(&turns));
+            tokio::spawn(async move {
+                let _turn = turns.acquire().await;
+                let asked = ids.len();
+                let reply = control.ask(node, &Ask::Have { ids, pulling }, ASK_TIMEOUT).await;
+                let holdings = match reply {
+                    Ok(Reply::Have(holdings)) if holdings.len() == asked => Some(holdings),
+                    Ok(_) => None,
+                    Err(error) => {
+                        tracing::debug!(%error, "directory");
+                        None
+                    }
+                };
+                let _ = answers.send((node, holdings)).await;
+            });
+        }
+        receiver
+    }
+
+    /// The whole id that begins so, with its kind: from this node's store and names, else from all members'.
+    ///
+    /// # Errors
+    /// [`ResolveError`].
+    pub(crate) async fn resolve_prefix(
+        self: &Arc<Self>,
+        prefix: &IdPrefix,
+    ) -> Result<ObjectId, ResolveError> {
+        let mut found: BTreeMap<BlobId, Option<ObjectId>> = BTreeMap::new();
+        let mut merge = |ids: Vec<(BlobId, Option<ObjectId>)>| {
+            for (id, kind) in ids.into_iter().filter(|(id, _)| prefix.matches(id)).take(64) {
+                let known = found.entry(id).or_default();
+                *known = known.or(kind.filter(|object| object.blob == id));
+            }
+        };
+        merge(self.known_ids(prefix).await?);
+        if let Some(whole) = prefix.whole() {
+            merge(vec![(whole, prefix.kind.map(|kind| ObjectId { kind, blob: whole }))]);
+        }
+        let settled = |found: &BTreeMap<BlobId, Option<ObjectId>>| {
+            prefix.whole().is_some() && found.values().all(|kind| kind.is_some())
+        };
+        if !settled(&found) {
+            let asks = self.reachable().into_iter().map(|node| {
+                let ask = Ask::Resolve(prefix.clone());
+                async move { self.ask(node, &ask, ASK_TIMEOUT).await }
+            });
+            for reply in futures_util::future::join_all(asks).await {
+                if let Ok(Reply::Ids(ids)) = reply {
+                    for (id, kind) in ids.into_iter().filter(|(id, _)| prefix.matches(id)).take(64) {
+                        let known = found.entry(id).or_default();
+                        *known = known.or(kind.filter(|object| object.blob == id));
+                    }
+                }
+            }
+        }
+        let mut ids = found.into_iter().map(|(blob, known)| {
+            let kind = prefix.kind.or(known.map(|object| object.kind)).unwrap_or(ObjectKind::Blob);
+            ObjectId { kind, blob }
+        });
+        match (ids.next(), ids.next()) {
+            (Some(id), None) => Ok(id),
+            (None, _) => Err(ResolveError::Unknown(prefix.digits().to_owned())),
+            (Some(first), Some(second)) => {
+                let ids = [first, second].into_iter().chain(ids.take(6)).map(|id| id.to_string()).collect();
+                Err(ResolveError::Ambiguous { prefix: prefix.digits().to_owned(), ids })
+            }
+        }
+    }
+
+    /// Ids of this node that begin so, with their kinds where a pin or a name tells.
+    pub(crate) async fn known_ids(
+        &self,
+        prefix: &IdPrefix,
+    ) -> Result<Vec<(BlobId, Option<ObjectId>)>, VelodError> {
+        let mut kinds: BTreeMap<BlobId, ObjectId> = BTreeMap::new();
+        {
+            let refs = self.refs();
+            let named = refs.iter_live().filter_map(|held| held.current.id());
+            kinds.extend(named.filter(|id| prefix.matches(&id.blob)).map(|id| (id.blob, id)));
+        }
+        let pins = self.velod.pins().await?;
+        kinds.extend(pins.into_iter().filter(|id| prefix.matches(&id.blob)).map(|id| (id.blob, id)));
+        let stored = self.velod.resolve(prefix.clone()).await?;
+        let mut ids: BTreeMap<BlobId, Option<ObjectId>> = stored.into_iter().map(|id| (id, None)).collect();
+        ids.extend(kinds.into_iter().map(|(id, object)| (id, Some(object))));
+        Ok(ids.into_iter().take(64).collect())
+    }
+}

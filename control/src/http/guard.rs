@@ -1,0 +1,99 @@
+//! Who may ask: the bearer of the token, and no page in a browser.
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+
+use super::{ApiError, App};
+
+/// Paths that need no token.
+const OPEN: [&str; 2] = ["/healthz", "/readyz"];
+
+pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
+    app.control.metrics.http_requests.inc();
+    let open = OPEN.contains(&request.uri().path());
+    let refused = check(request.headers(), request.uri().host(), open, &app.token, app.addresses.http.port());
+    if let Some(error) = refused {
+        app.control.metrics.http_refused.inc();
+        return error.into_response();
+    }
+    let Ok(_turn) = app.requests.try_acquire() else {
+        return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "limit", "too many requests at once")
+            .into_response();
+    };
+    next.run(request).await
+}
+
+/// Why a request is refused.
+fn check(headers: &HeaderMap, target: Option<&str>, open: bool, token: &str, port: u16) -> Option<ApiError> {
+    let denied = |why: &str| Some(ApiError::new(StatusCode::FORBIDDEN, "denied", why));
+    let text = |name| headers.get(name).map(|value: &axum::http::HeaderValue| value.to_str().unwrap_or(""));
+    // A name that resolves to this machine but is not its own (DNS rebinding) is refused here.
+    if !text(header::HOST).or(target).is_some_and(|host| is_local(host, port)) {
+        return denied("the Host of this request is not this machine: use 127.0.0.1 or localhost");
+    }
+    if let Some(origin) = text(header::ORIGIN) {
+        let host = origin.strip_prefix("http://");
+        if !host.is_some_and(|host| is_local(host, port)) {
+            return denied("requests from pages of another origin are refused");
+        }
+    }
+    if open {
+        return None;
+    }
+    let given = text(header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer ")).unwrap_or("");
+    // Hashes are compared, so that the time that it takes tells nothing about the token.
+    if blake3::hash(given.trim().as_bytes()) != blake3::hash(token.as_bytes()) {
+        let why = "send `Authorization: Bearer` and the token in run/token of the data directory";
+        return Some(ApiError::new(StatusCode::UNAUTHORIZED, "denied", why));
+    }
+    None
+}
+
+/// Whether `host` (with or without a port) names this machine.
+fn is_local(host: &str, port: u16) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, digits)) if !name.ends_with(':') && digits.parse() == Ok(port) => name,
+        _ => host,
+    };
+    name == "localhost"
+        || name.trim_start_matches('[').trim_end_matches(']').parse().is_ok_and(|ip: std::net::IpAddr| {
+            // An address cannot be rebound: whoever names one names the machine that he reached.
+            ip.is_loopback() || !name.is_empty()
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).parse().expect("a name"), value.parse().expect("a value")))
+            .collect()
+    }
+
+    #[test]
+    fn only_the_bearer_of_the_token_from_this_machine() {
+        let ask = |pairs: &[(&'static str, &str)], open| {
+            check(&headers(pairs), None, open, "secret", 7441).map(|error| error.status.as_u16())
+        };
+        let good = [("host", "127.0.0.1:7441"), ("authorization", "Bearer secret")];
+        assert_eq!(ask(&good, false), None);
+        assert_eq!(ask(&[("host", "localhost:7441"), good[1]], false), None);
+        assert_eq!(ask(&[("host", "[::1]:7441"), good[1]], false), None);
+        assert_eq!(ask(&[("host", "localhost:7441")], true), None, "health needs no token");
+        assert_eq!(ask(&good[..1], false), Some(401));
+        assert_eq!(ask(&[good[0], ("authorization", "Bearer secre")], false), Some(401));
+        assert_eq!(ask(&[good[0], ("authorization", "secret")], false), Some(401));
+        assert_eq!(ask(&[("host", "evil.example:7441"), good[1]], false), Some(403));
+        assert_eq!(ask(&[("host", "evil.example:7441")], true), Some(403));
+        assert_eq!(ask(&[("host", "localhost.evil.example"), good[1]], false), Some(403));
+        assert_eq!(ask(&good[1..], false), Some(403), "no Host");
+        assert_eq!(ask(&[good[0], good[1], ("origin", "http://evil.example")], false), Some(403));
+        assert_eq!(ask(&[good[0], good[1], ("origin", "null")], false), Some(403));
+        assert_eq!(ask(&[good[0], good[1], ("origin", "http://127.0.0.1:7441")], false), None);
+    }
+}

@@ -1,0 +1,116 @@
+//! Names in service: changes go to the writer, are durable, and are pushed to all members.
+
+use std::sync::Arc;
+
+use velo_object::ObjectId;
+
+use crate::node::{Control, REFS};
+use crate::now_ms;
+use crate::refs::{Change, CheckedRef, Held, Merged, RefError, RefName, Step};
+use crate::rpc::{Ask, News, Reply};
+use crate::signed::Signed;
+use crate::sync::CALL_TIMEOUT;
+use crate::velod::VelodError;
+
+/// Why a name was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// The rules say no.
+    #[error(transparent)]
+    Ref(#[from] RefError),
+    /// The book could not be written.
+    #[error(transparent)]
+    Velod(#[from] VelodError),
+    /// The writer answered with something that is not believed.
+    #[error("{0}")]
+    Record(String),
+}
+
+impl Control {
+    /// Changes a name, here or at its writer. What it was and what it is.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub(crate) async fn change_ref(self: &Arc<Self>, change: Change) -> Result<Held, ChangeError> {
+        let writer = match self.write_ref(&change).await? {
+            Ok(held) => return Ok(held),
+            Err(writer) => writer,
+        };
+        let refused =
+            |why: String| RefError::Writer { name: change.name.to_string(), writer: writer.to_hex(), why };
+        let reply = self.ask(writer, &Ask::ChangeRef(change.clone()), CALL_TIMEOUT).await;
+        match reply.map_err(|error| refused(error.to_string()))? {
+            Reply::Changed(Ok(signed)) => {
+                let record = CheckedRef::check(signed, &self.cluster).map_err(ChangeError::Record)?;
+                if record.record.name != change.name || record.id() != change.id {
+                    return Err(ChangeError::Record(format!(
+                        "node {writer} wrote something else than was asked"
+                    )));
+                }
+                self.take_ref(&record).await?;
+                Ok(Held { current: record, lost: None })
+            }
+            Reply::Changed(Err(error)) => Err(error.into()),
+            _ => Err(refused("it answered something else".to_owned()).into()),
+        }
+    }
+
+    /// The change as the writer makes it; the writer's node where that is another.
+    pub(crate) async fn write_ref(
+        self: &Arc<Self>,
+        change: &Change,
+    ) -> Result<Result<Held, velo_object::NodeId>, ChangeError> {
+        let one = self.ref_writes.lock().await;
+        let signing = self.identity.load_full();
+        let step = self.refs().change(change, &signing.signer, now_ms(), |node| self.revoked(node))?;
+        let record = match step {
+            Step::Write(record) => record,
+            Step::Forward(writer) => return Ok(Err(writer)),
+        };
+        let (_, held) = self.refs().preview(&record);
+        let held = held.ok_or(RefError::Full)?;
+        let key = change.name.as_str().as_bytes();
+        self.velod.book_put(REFS, key, Some(held.encode())).await?;
+        self.refs().restore(held.clone());
+        drop(one);
+        let (control, news) = (Arc::clone(self), News::Ref(record.signed.clone()));
+        tokio::spawn(async move {
+            let (_, silent) = control.tell_all(vec![news]).await;
+            if !silent.is_empty() {
+                tracing::debug!(silent = silent.len(), "members will hear of the name by anti-entropy");
+            }
+        });
+        Ok(Ok(held))
+    }
+
+    pub(crate) async fn hear_ref(&self, signed: Signed) -> Result<bool, String> {
+        let record = CheckedRef::check(signed, &self.cluster)?;
+        self.take_ref(&record).await.map_err(|error| error.to_string())
+    }
+
+    /// Merges a record of another node; the book has it before this node shows it.
+    async fn take_ref(&self, record: &CheckedRef) -> Result<bool, VelodError> {
+        let _one = self.ref_writes.lock().await;
+        let (merged, held) = self.refs().preview(record);
+        let Some(held) = held else { return Ok(false) };
+        let key = record.record.name.as_str().as_bytes();
+        self.velod.book_put(REFS, key, Some(held.encode())).await?;
+        self.refs().restore(held);
+        if let Merged::Lost(lost) = merged {
+            self.metrics.ref_conflicts.inc();
+            tracing::warn!(
+                name = %record.record.name,
+                writer = %lost.writer,
+                "two nodes created this name; the older creation stands, the other lost"
+            );
+        }
+        Ok(true)
+    }
+
+    /// What a name means.
+    pub(crate) fn resolve_name(&self, name: &RefName) -> Option<(ObjectId, u64)> {
+        let refs = self.refs();
+        let held = refs.live(name)?;
+        held.current.id().map(|id| (id, held.current.value().version))
+    }
+}

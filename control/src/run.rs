@@ -1,0 +1,312 @@
+//! The daemon: waits for velod, starts what a control plane consists of, and stops it cleanly.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket as StdUdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use velo_config::{Config, LogFormat};
+use velo_object::NodeId;
+use velo_socket::Member;
+use velo_socket::join::SEEDS_FILE;
+
+use crate::authority::{Files, replace};
+use crate::client::ControlJson;
+use crate::http::{self, Addresses};
+use crate::identity::Identity;
+use crate::membership::{Gossip, GossipEvent, GossipOptions, Liveness};
+use crate::node::{Control, Setup, lock};
+use crate::now_ms;
+use crate::origin::Origin;
+use crate::velod::{Socket, Velod, VelodError};
+
+/// How long open requests may go on after a signal to stop.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Runs velo-control until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Where it cannot start: no identity, another process on its ports, a configuration that makes no sense.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    start_log(&config);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(32)
+        .thread_name("control")
+        .enable_all()
+        .build()?;
+    let done = runtime.block_on(daemon(config));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    done
+}
+
+fn start_log(config: &Config) {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.level)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Whoever embeds this may have started a log of his own.
+    let _ = match config.log.format {
+        LogFormat::Json => log.json().try_init(),
+        LogFormat::Text => log.try_init(),
+    };
+}
+
+/// What `run/velod.json` says, as far as control needs it.
+#[derive(serde::Deserialize)]
+struct VelodJson {
+    node: String,
+    listen: Vec<SocketAddr>,
+}
+
+async fn daemon(config: Config) -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        let _ = stop.send(true);
+    });
+    let mut stopping = stopped.clone();
+    tokio::select! {
+        done = serve(config, stopped) => done,
+        // Before there is anything to stop.
+        () = async { let _ = stopping.wait_for(|&stop| stop).await; tokio::time::sleep(GRACE * 3).await } => Ok(()),
+    }
+}
+
+async fn serve(config: Config, stopped: watch::Receiver<bool>) -> anyhow::Result<()> {
+    let paths = config.paths();
+    let data_dir = paths.data_dir().to_owned();
+    let files = Files::new(&data_dir);
+    let identity = Identity::load(&data_dir)
+        .context("this node has no identity: run `velo cluster init`, or `velo up --join` with a token")?;
+    let origin = config.origin_url().map(Origin::open).transpose()?;
+
+    let socket = Socket::new(&paths.socket());
+    let (mut stop, run) = (stopped.clone(), files.run());
+    let found = tokio::select! {
+        found = wait_for_velod(&socket, &run, identity.node) => found?,
+        _ = stop.wait_for(|&stop| stop) => return Ok(()),
+    };
+    let velod = Velod::new(socket);
+
+    let seeds = seeds(&files);
+    let gossip_socket = UdpSocket::bind(config.gossip.listen)
+        .await
+        .with_context(|| format!("gossip cannot listen on {} (UDP)", config.gossip.listen))?;
+    let gossip_address = gossip_socket.local_addr()?;
+    let listener = TcpListener::bind(config.http.listen)
+        .await
+        .with_context(|| format!("HTTP cannot listen on {}", config.http.listen))?;
+    let http_address = listener.local_addr()?;
+
+    let outward = outward_address(seeds.iter().flat_map(|seed| &seed.addresses).copied().next());
+    let setup = Setup {
+        data_dir: data_dir.clone(),
+        name: config.node_name(),
+        zone: config.node.zone.clone(),
+        addresses: advertised(&config.net.advertise, &found, outward),
+        gossip: config.gossip.advertise.unwrap_or_else(|| reachable_at(gossip_address, outward)),
+        seeds,
+    };
+    let control = Control::open(setup, velod, origin).await?;
+    control.publish(false, true).await;
+
+    let options = GossipOptions {
+        node: control.node,
+        cluster: control.cluster,
+        generation: now_ms(),
+        advertised: control.setup.gossip,
+        keyring: Arc::clone(&control.keyring),
+    };
+    let (gossip, events) = Gossip::start(gossip_socket, options)
+        .map_err(|error| anyhow::anyhow!("the system's randomness: {error}"))?;
+    gossip.block(control.revocations().nodes()).await;
+    let _ = control.gossip.set(gossip.clone());
+    tokio::spawn(Arc::clone(&control).gossip_loop(events));
+    tokio::spawn(Arc::clone(&control).serve_loop());
+    tokio::spawn(Arc::clone(&control).members_loop());
+    tokio::spawn(Arc::clone(&control).sync_loop());
+    tokio::spawn(Arc::clone(&control).renewal_loop());
+    tokio::spawn(Arc::clone(&control).record_loop());
+
+    let token = write_token(&files)?;
+    let addresses = Addresses { http: http_address, gossip: gossip_address };
+    let router = http::router(Arc::clone(&control), &token, addresses);
+    let mut stop_http = stopped.clone();
+    let serving = tokio::spawn(http::serve(listener, router, async move {
+        let _ = stop_http.wait_for(|&stop| stop).await;
+    }));
+    let ready = ControlJson { pid: std::process::id(), http: http_address, gossip: gossip_address };
+    replace(&paths.control_ready(), &serde_json::to_vec(&ready)?, 0o644)?;
+    tracing::info!(node = %control.node, http = %http_address, gossip = %gossip_address, "velo-control is ready");
+
+    let mut stop = stopped;
+    let _ = stop.wait_for(|&stop| stop).await;
+    tracing::info!("velo-control stops");
+    let _ = std::fs::remove_file(paths.control_ready());
+    let leaving = async {
+        control.publish(true, true).await;
+        gossip.leave().await;
+    };
+    let _ = tokio::time::timeout(GRACE, leaving).await;
+    // Streams of events and long reads do not keep the daemon.
+    let _ = tokio::time::timeout(GRACE, serving).await;
+    Ok(())
+}
+
+/// Waits until velod answers, and gives the addresses that it listens on.
+async fn wait_for_velod(socket: &Socket, run: &Path, own: NodeId) -> anyhow::Result<Vec<SocketAddr>> {
+    let mut said = false;
+    loop {
+        match socket.hello().await {
+            Ok(node) if node != own => {
+                anyhow::bail!("velod runs as node {node}, but this data directory is that of node {own}");
+            }
+            Ok(_) => {
+                let ready = std::fs::read(run.join("velod.json")).unwrap_or_default();
+                match serde_json::from_slice::<VelodJson>(&ready) {
+                    Ok(ready) if ready.node == own.to_hex() => return Ok(ready.listen),
+                    _ => {}
+                }
+            }
+            Err(VelodError::Refused(error)) => return Err(error.into()),
+            Err(error) if !said => {
+                said = true;
+                tracing::info!(%error, "waiting for velod");
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The members that the join told of.
+fn seeds(files: &Files) -> Vec<Member> {
+    let path = files.identity().join(SEEDS_FILE);
+    let Ok(bytes) = std::fs::read(&path) else { return Vec::new() };
+    postcard::from_bytes(&bytes).unwrap_or_else(|error| {
+        tracing::warn!(%error, path = %path.display(), "the members that the join told of cannot be read");
+        Vec::new()
+    })
+}
+
+/// This machine's address as a peer sees it: the one that the kernel would send from. Nothing is sent.
+fn outward_address(peer: Option<SocketAddr>) -> IpAddr {
+    // 192.0.2.1 is nobody's (RFC 5737): it finds the default route.
+    let peer = peer.unwrap_or_else(|| SocketAddr::from(([192, 0, 2, 1], 9)));
+    let any: SocketAddr = if peer.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
+    let found = StdUdpSocket::bind(any).and_then(|socket| {
+        socket.connect(peer)?;
+        socket.local_addr()
+    });
+    found.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
+}
+
+fn reachable_at(listen: SocketAddr, outward: IpAddr) -> SocketAddr {
+    let ip = if listen.ip().is_unspecified() { outward } else { listen.ip() };
+    SocketAddr::new(ip, listen.port())
+}
+
+/// What the others are told to dial: what the configuration says, else what velod listens on.
+fn advertised(configured: &[SocketAddr], listens: &[SocketAddr], outward: IpAddr) -> Vec<SocketAddr> {
+    if !configured.is_empty() {
+        return configured.to_vec();
+    }
+    let mut addresses: Vec<SocketAddr> =
+        listens.iter().map(|listen| reachable_at(*listen, outward)).collect();
+    addresses.dedup();
+    addresses
+}
+
+/// A new token for HTTP at every start, in `run/token`.
+fn write_token(files: &Files) -> anyhow::Result<String> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("the system's randomness: {error}"))?;
+    let token = hex::encode(bytes);
+    replace(&files.run().join("token"), token.as_bytes(), 0o640)?;
+    Ok(token)
+}
+
+impl Control {
+    /// Takes over what gossip hears, and calls members that gossip has lost.
+    async fn gossip_loop(self: Arc<Self>, mut events: mpsc::Receiver<GossipEvent>) {
+        let mut again = tokio::time::interval(Duration::from_secs(1));
+        let mut quiet: u32 = 0;
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.hear_gossip(event).await,
+                    None => return,
+                },
+                _ = again.tick() => {
+                    // Every second while nobody answers, every half minute where only some do not.
+                    let (lost, alone) = self.unheard();
+                    quiet = quiet.wrapping_add(1);
+                    if !lost.is_empty() && (alone || quiet.is_multiple_of(30))
+                        && let Some(gossip) = self.gossip.get()
+                    {
+                        gossip.announce(lost).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Members that gossip does not hear, and whether it hears nobody at all.
+    fn unheard(&self) -> (Vec<(NodeId, SocketAddr)>, bool) {
+        let roster = self.roster();
+        let others = || roster.iter().filter(|entry| entry.member.node() != self.node);
+        let alone = !others().any(|entry| entry.liveness == Liveness::Alive);
+        let lost = others()
+            .filter(|entry| entry.liveness != Liveness::Alive)
+            .map(|entry| (entry.member.node(), entry.member.record.gossip))
+            .collect();
+        (lost, alone)
+    }
+
+    async fn hear_gossip(self: &Arc<Self>, event: GossipEvent) {
+        match event {
+            GossipEvent::Record(member) => {
+                self.hear_member(&member).await;
+            }
+            GossipEvent::Liveness(node, liveness) => {
+                let known = {
+                    let mut roster = self.roster();
+                    roster.set_liveness(node, liveness);
+                    roster.get(&node).is_some()
+                };
+                tracing::info!(node = %node.short(), name = self.name_of(&node), ?liveness, "a member");
+                if liveness == Liveness::Alive && !known {
+                    self.sync_wanted.notify_one();
+                }
+            }
+            GossipEvent::UnknownEpoch => self.sync_wanted.notify_one(),
+            GossipEvent::RevokedSerial(serial) => {
+                if serial > self.revocations().serial() {
+                    self.sync_wanted.notify_one();
+                }
+            }
+        }
+    }
+
+    /// Keeps this node's record true.
+    async fn record_loop(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(15)).await;
+            self.publish(false, false).await;
+            // A key that gossip got late opens the way for the record.
+            if lock(&self.keyring).epoch().is_some()
+                && let (Some(gossip), Some(record)) = (self.gossip.get(), self.own_record())
+            {
+                gossip.spread(&record).await;
+            }
+        }
+    }
+}
