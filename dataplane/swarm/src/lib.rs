@@ -25,7 +25,14 @@
 #![forbid(unsafe_code)]
 
 mod action;
+mod bits;
+mod blob;
+mod pick;
 mod planner;
+mod rendezvous;
+mod slab;
+mod source;
+mod tick;
 
 pub use action::{
     Accusation, Action, Arrival, Blame, BlobSpec, Counters, DropReason, Failure, Have, Known, Limits,
