@@ -20,6 +20,8 @@ use crate::verify::{Check, Filled};
 
 /// Commands taken in one turn.
 const COMMANDS_PER_TURN: usize = 64;
+/// A busy worker's counters are copied out after so many turns.
+const PUBLISH_TURNS: u32 = 64;
 /// The longest sleep, so that counters are published and a stop is seen.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
 /// How long an idle worker spins before it sleeps, where it has a core to itself.
@@ -82,6 +84,7 @@ impl Worker {
         let mut commands = Vec::with_capacity(COMMANDS_PER_TURN);
         let mut completions = Vec::with_capacity(256);
         let mut idle_since: Option<Instant> = None;
+        let mut turns = 0u32;
         loop {
             let mut work = self.commands.pop_batch(&mut commands, COMMANDS_PER_TURN);
             for command in commands.drain(..) {
@@ -94,6 +97,10 @@ impl Worker {
             for completion in completions.drain(..) {
                 self.complete(completion, &mut pending);
             }
+            turns = turns.wrapping_add(1);
+            if turns.is_multiple_of(PUBLISH_TURNS) {
+                self.numbers.publish(&self.fabric.counters());
+            }
             if work > 0 {
                 idle_since = None;
                 continue;
@@ -101,8 +108,10 @@ impl Worker {
             if self.commands.is_abandoned() && self.commands.is_empty() {
                 return Ok(());
             }
-            let since = *idle_since.get_or_insert(now);
-            self.numbers.publish(&self.fabric.counters());
+            let since = *idle_since.get_or_insert_with(|| {
+                self.numbers.publish(&self.fabric.counters());
+                now
+            });
             if self.poll == Poll::Busy || (self.spin && now.duration_since(since) < SPIN) {
                 std::hint::spin_loop();
                 continue;

@@ -120,6 +120,7 @@ pub(super) struct Engine {
     pub(super) to_tell: HashSet<NodeId>,
     pub(super) paths: HashMap<PathId, PathPlace>,
     pub(super) next_path: PathId,
+    pub(super) next_want: u64,
 
     pub(super) next_news: u64,
     pub(super) next_board: u64,

@@ -200,7 +200,8 @@ impl Engine {
             if !peer.up {
                 return;
             }
-            if peer.interested.len() >= INTERESTS_MAX && !peer.interested.contains(&blob) {
+            let known = peer.interested.contains(&blob);
+            if !known && peer.interested.len().max(peer.lookups + others.len()) >= INTERESTS_MAX {
                 add(&self.shared.metrics.counters.peer_limit_total, 1);
                 self.sessions.send(node, PeerMessage::HaveNot { blob });
                 continue;
@@ -212,10 +213,12 @@ impl Engine {
                     self.send_have(node, &blob);
                     self.ask_about(node, blob);
                 }
+                _ if known => {}
                 _ => others.push(blob),
             }
         }
         if !others.is_empty() {
+            self.peer(node).lookups += others.len();
             self.tasks.push(Task::Haves { node, blobs: others });
         }
     }
@@ -239,6 +242,9 @@ impl Engine {
     }
 
     pub(super) fn haves_found(&mut self, node: NodeId, haves: Vec<(BlobId, Option<HaveMap>)>) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.lookups = peer.lookups.saturating_sub(haves.len());
+        }
         for (blob, have) in haves {
             if !self.peers.get(&node).is_some_and(|peer| peer.interested.contains(&blob)) {
                 continue;

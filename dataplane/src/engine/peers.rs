@@ -42,6 +42,8 @@ pub(super) struct Peer {
     pub(super) queue: VecDeque<Tag>,
     /// What it wants to hear of.
     pub(super) interested: HashSet<BlobId>,
+    /// Blobs that the store is being asked about for it.
+    pub(super) lookups: usize,
     /// What we asked it about and it has not answered.
     pub(super) unanswered: HashSet<BlobId>,
     pub(super) asked_at: u64,
@@ -65,6 +67,7 @@ impl Peer {
             paths: Vec::new(),
             queue: VecDeque::new(),
             interested: HashSet::new(),
+            lookups: 0,
             unanswered: HashSet::new(),
             asked_at: 0,
             told: HashSet::new(),

@@ -12,7 +12,7 @@ use super::core::Engine;
 use super::handle::PullRequest;
 use super::job::Job;
 use super::task::{Done, Named, Opened, Task};
-use super::want::{Stage, Want};
+use super::want::{Later, Stage, Want};
 use crate::metrics::add;
 
 /// Blobs that are received at the same time.
@@ -32,23 +32,10 @@ impl Engine {
         self.jobs.insert(id, job);
         self.board_behind = true;
         add(&self.shared.metrics.counters.jobs_started_total, 1);
-        let taken = sinks.iter().find(|(blob, _)| self.wants.contains_key(blob));
-        if let Some((blob, _)) = taken {
-            let message = format!("another job receives {blob} now: wait until it has ended, then ask again");
-            return self.end_job(now, id, JobState::Failed(Error { code: ErrorCode::Conflict, message }));
-        }
+        self.sinks.extend(sinks.into_iter().map(|(blob, file)| ((id, blob), file)));
         for (at, root) in roots.iter().enumerate() {
             let size = sizes.get(at).copied().flatten();
             self.want(id, root.blob, StageKind::Blob, size, root.kind == ObjectKind::Tree);
-        }
-        for (blob, file) in sinks {
-            match self.wants.get_mut(&blob) {
-                Some(want) => want.sink = Some(file),
-                // It comes with the tree's table.
-                None => {
-                    self.sinks.insert((id, blob), file);
-                }
-            }
         }
         self.add_sources(now, id, sources);
         self.end_if_complete(now, id);
@@ -59,12 +46,19 @@ impl Engine {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let sink = self.sinks.remove(&(id, blob));
         let new = !self.wants.contains_key(&blob);
-        let want = self.wants.entry(blob).or_insert_with(|| Want::new(kind, size, job.priority));
+        let serial = self.next_want;
+        self.next_want += u64::from(new);
+        let want = self.wants.entry(blob).or_insert_with(|| Want::new(serial, kind, size, job.priority));
+        if new {
+            want.sink = sink;
+        } else if !want.jobs.contains(&id) && (want.sink.is_some() || sink.is_some()) {
+            if job.missing.insert(blob) {
+                want.later.push(Later { job: id, sink, table });
+            }
+            return;
+        }
         if table && !want.table_of.contains(&id) {
             want.table_of.push(id);
-        }
-        if sink.is_some() && want.stage == Stage::Queued {
-            want.sink = sink;
         }
         if job.missing.insert(blob) {
             want.jobs.push(id);
@@ -95,26 +89,39 @@ impl Engine {
             want.stage = Stage::Opening;
             self.active.insert(blob);
             let sink = want.sink.as_ref().and_then(|sink| sink.try_clone().ok());
-            self.tasks.push(Task::Open { blob, kind: want.kind, trusted_bytes: want.trusted_bytes, sink });
+            self.tasks.push(Task::Open {
+                serial: want.serial,
+                blob,
+                kind: want.kind,
+                trusted_bytes: want.trusted_bytes,
+                sink,
+            });
         }
     }
 
     pub(super) fn task_done(&mut self, now: u64, done: Done) {
         match done {
-            Done::Opened { blob, opened } => self.opened(now, blob, opened),
+            Done::Opened { serial, blob, opened } => self.opened(now, serial, blob, opened),
             Done::Outboard { tag, blob, result } => self.outboard_done(now, tag, blob, result),
-            Done::Committed { blob, result: Ok(()) } => {
-                add(&self.shared.metrics.counters.blobs_completed_total, 1);
-                self.blob_here(now, blob);
+            Done::Committed { serial, blob, result } => {
+                if self.wants.get(&blob).is_none_or(|want| want.serial != serial) {
+                    return;
+                }
+                match result {
+                    Ok(()) => {
+                        add(&self.shared.metrics.counters.blobs_completed_total, 1);
+                        self.blob_here(now, blob);
+                    }
+                    Err(error) => self.fail_want(now, blob, error),
+                }
             }
-            Done::Committed { blob, result: Err(error) } => self.fail_want(now, blob, error),
             Done::Table { jobs, result } => self.table_read(now, jobs, result),
             Done::Haves { node, haves } => self.haves_found(node, haves),
         }
     }
 
-    fn opened(&mut self, now: u64, blob: BlobId, opened: Result<Opened, Error>) {
-        let Some(want) = self.wants.get_mut(&blob).filter(|want| want.stage == Stage::Opening) else {
+    fn opened(&mut self, now: u64, serial: u64, blob: BlobId, opened: Result<Opened, Error>) {
+        let Some(want) = self.wants.get_mut(&blob).filter(|want| want.serial == serial) else {
             return;
         };
         let mut spec = BlobSpec { blob, known: Known::Nothing, have: None, priority: want.priority };
@@ -136,7 +143,8 @@ impl Engine {
                 self.account(now, blob, None, bytes);
             }
             Ok(Opened::Nothing { target }) => {
-                want.target = target;
+                want.target.clone_from(&target);
+                want.whole = target;
                 if let Some(size_bytes) = want.trusted_bytes {
                     spec.known = Known::Size(size_bytes);
                 }
@@ -230,8 +238,19 @@ impl Engine {
         if !want.table_of.is_empty() {
             self.tasks.push(Task::Table { blob, jobs: readers });
         }
+        self.want_again(blob, want.kind, want.size_bytes, want.later);
         for id in want.jobs {
             self.end_if_complete(now, id);
+        }
+    }
+
+    /// Jobs that waited for another's transfer of a blob want it now.
+    fn want_again(&mut self, blob: BlobId, kind: StageKind, size: Option<u64>, jobs: Vec<Later>) {
+        for Later { job: id, sink, table } in jobs {
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            job.missing.remove(&blob);
+            self.sinks.extend(sink.map(|sink| ((id, blob), sink)));
+            self.want(id, blob, kind, size, table);
         }
     }
 
@@ -315,9 +334,12 @@ impl Engine {
             let Some(want) = self.wants.get_mut(&blob) else { continue };
             want.jobs.retain(|job| *job != id);
             want.table_of.retain(|job| *job != id);
-            if want.jobs.is_empty() {
-                self.wants.remove(&blob);
+            want.later.retain(|later| later.job != id);
+            if want.jobs.is_empty()
+                && let Some(want) = self.wants.remove(&blob)
+            {
                 self.drop_blob(now, blob);
+                self.want_again(blob, want.kind, want.trusted_bytes, want.later);
             }
         }
     }
@@ -344,17 +366,23 @@ impl Engine {
 
     /// A job waits where nothing of it is on its way, nobody who is reachable has what it misses, and nobody is being asked.
     pub(super) fn find_waiting_jobs(&mut self, now: u64) {
-        for job in self.jobs.values_mut().filter(|job| job.goes_on() && job.state == JobState::Running) {
-            if now < job.progressed + WAITING_US || job.tables_to_read > 0 {
-                continue;
-            }
-            let goes_on = self.active.iter().filter(|blob| job.missing.contains(*blob)).any(|blob| {
-                self.wants.get(blob).is_some_and(|want| want.stage != Stage::Active)
+        for job in self.jobs.values_mut().filter(|job| job.goes_on()) {
+            let blob_goes_on = |blob: &&BlobId| {
+                self.wants.get(*blob).is_some_and(|want| want.stage != Stage::Active)
                     || self.planner.progress(blob).is_some_and(|at| at.in_flight > 0 || at.sources > 0)
-            });
+            };
             let asked = |node: &NodeId| self.peers.get(node).is_some_and(|peer| peer.may_answer(now));
-            if !goes_on && !job.sources.iter().any(asked) {
-                job.state = JobState::Waiting;
+            let goes_on = now < job.progressed + WAITING_US
+                || job.tables_to_read > 0
+                || self
+                    .active
+                    .iter()
+                    .filter(|blob| job.missing.contains(*blob))
+                    .any(|blob| blob_goes_on(&blob))
+                || job.sources.iter().any(asked);
+            let state = if goes_on { JobState::Running } else { JobState::Waiting };
+            if job.state != state {
+                job.state = state;
                 job.changed = true;
                 self.board_behind = true;
             }

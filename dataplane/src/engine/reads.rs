@@ -29,7 +29,8 @@ impl Engine {
                         self.too_large(now, blob, size_bytes);
                         continue;
                     }
-                    let what = Asked::Outboard { size_bytes, bytes, collected: Vec::new() };
+                    let Some(serial) = self.wants.get(&blob).map(|want| want.serial) else { continue };
+                    let what = Asked::Outboard { serial, size_bytes, bytes, collected: Vec::new() };
                     self.ask(tag, Ask { node: Some(node), blob, what });
                 }
                 Action::ReadPiece { tag, node, blob, index, len } => {
@@ -204,7 +205,7 @@ impl Engine {
 
     /// A part of an outboard has come.
     fn collected(&mut self, now: u64, tag: AskTag, part: &[u8]) {
-        let Some(Ask { node: Some(node), blob, what: Asked::Outboard { size_bytes, bytes, collected } }) =
+        let Some(Ask { node: Some(node), blob, what: Asked::Outboard { size_bytes, bytes, collected, .. } }) =
             self.asks.get_mut(&tag)
         else {
             return;
@@ -238,7 +239,8 @@ impl Engine {
         blob: BlobId,
         result: Result<Arc<Target>, OutboardFault>,
     ) {
-        if self.asks.remove(&tag).is_none() {
+        let Some(Ask { what: Asked::Outboard { serial, .. }, .. }) = self.asks.remove(&tag) else { return };
+        if self.wants.get(&blob).is_none_or(|want| want.serial != serial) {
             return;
         }
         match result {
@@ -269,8 +271,11 @@ impl Engine {
 
     fn outboard_dropped(&mut self, now: u64, blob: BlobId) {
         let Some(want) = self.wants.get_mut(&blob) else { return };
-        if let Some(target) = want.target.take() {
-            self.tasks.push(Task::Abandon { target });
+        // Here and not by a task: the next outboard is staged by one, which must not come first.
+        let dropped = std::mem::replace(&mut want.target, want.whole.clone());
+        let staging = dropped.and_then(|target| target.staging());
+        if let Some(Err(error)) = staging.map(|staging| staging.abandon()) {
+            tracing::warn!("throwing away what was received of {blob}: {error}");
         }
         self.asks.retain(|_, ask| ask.blob != blob || !matches!(ask.what, Asked::Piece { .. }));
         want.news.clear();
@@ -376,7 +381,7 @@ impl Engine {
         match want.target.as_ref().and_then(|target| target.staging()) {
             Some(staging) => {
                 want.stage = Stage::Committing;
-                self.tasks.push(Task::Commit { blob, staging });
+                self.tasks.push(Task::Commit { serial: want.serial, blob, staging });
             }
             None => {
                 let message = format!("{blob} is said to be complete and is nowhere: report this");

@@ -206,6 +206,7 @@ impl DataPlane {
             to_tell: HashSet::new(),
             paths: HashMap::new(),
             next_path: 1,
+            next_want: 1,
             next_news: 0,
             next_board: 0,
             next_tick: 0,

@@ -22,13 +22,11 @@ const HAVES_PER_ANSWER: usize = 256;
 #[derive(Debug)]
 pub(super) enum Task {
     /// What is here of a blob.
-    Open { blob: BlobId, kind: StageKind, trusted_bytes: Option<u64>, sink: Option<File> },
+    Open { serial: u64, blob: BlobId, kind: StageKind, trusted_bytes: Option<u64>, sink: Option<File> },
     /// Check an outboard and stage the blob under it.
     Outboard { tag: u64, outboard: SentOutboard },
-    /// Throw away what was staged under a false outboard.
-    Abandon { target: Arc<Target> },
     /// Make a blob durable and visible.
-    Commit { blob: BlobId, staging: Arc<Staging> },
+    Commit { serial: u64, blob: BlobId, staging: Arc<Staging> },
     /// Read a tree's table.
     Table { blob: BlobId, jobs: Vec<JobId> },
     /// What is here of blobs that a peer is interested in.
@@ -49,9 +47,9 @@ pub(super) struct SentOutboard {
 /// What came of it.
 #[derive(Debug)]
 pub(crate) enum Done {
-    Opened { blob: BlobId, opened: Result<Opened, Error> },
+    Opened { serial: u64, blob: BlobId, opened: Result<Opened, Error> },
     Outboard { tag: u64, blob: BlobId, result: Result<Arc<Target>, OutboardFault> },
-    Committed { blob: BlobId, result: Result<(), Error> },
+    Committed { serial: u64, blob: BlobId, result: Result<(), Error> },
     Table { jobs: Vec<JobId>, result: Result<Vec<Named>, Error> },
     Haves { node: NodeId, haves: Vec<(BlobId, Option<HaveMap>)> },
 }
@@ -161,24 +159,18 @@ fn next(queue: &(Mutex<Queue>, Condvar)) -> Option<Task> {
 /// Does a task. False where the engine has ended.
 fn perform(store: &Store, task: Task, tell: &mut dyn FnMut(Done) -> bool) -> bool {
     match task {
-        Task::Open { blob, kind, trusted_bytes, sink } => {
+        Task::Open { serial, blob, kind, trusted_bytes, sink } => {
             let opened = open(store, blob, kind, trusted_bytes, sink);
-            tell(Done::Opened { blob, opened })
+            tell(Done::Opened { serial, blob, opened })
         }
         Task::Outboard { tag, outboard } => {
             let blob = outboard.blob;
             let result = under_outboard(store, outboard);
             tell(Done::Outboard { tag, blob, result })
         }
-        Task::Abandon { target } => {
-            if let Some(Err(error)) = target.staging().map(|staging| staging.abandon()) {
-                tracing::warn!("throwing away what was received of {}: {error}", target.blob());
-            }
-            true
-        }
-        Task::Commit { blob, staging } => {
+        Task::Commit { serial, blob, staging } => {
             let result = staging.commit().map_err(|error| store_error(&error));
-            tell(Done::Committed { blob, result })
+            tell(Done::Committed { serial, blob, result })
         }
         Task::Table { blob, jobs } => tell(Done::Table { jobs, result: table(store, blob) }),
         Task::Haves { node, blobs } => {

@@ -26,6 +26,8 @@ pub(super) enum Stage {
 /// A blob that some job misses.
 #[derive(Debug)]
 pub(super) struct Want {
+    /// Tells it from earlier wants of the same blob, for which answers may still come.
+    pub(super) serial: u64,
     pub(super) kind: StageKind,
     pub(super) stage: Stage,
     pub(super) priority: u8,
@@ -35,20 +37,34 @@ pub(super) struct Want {
     pub(super) size_bytes: Option<u64>,
     /// Verified bytes that the jobs count as done.
     pub(super) done_bytes: u64,
+    /// Where it goes instead of the store; then only one job can have it.
     pub(super) sink: Option<File>,
+    /// Jobs that want it at another place, when this is done.
+    pub(super) later: Vec<Later>,
     pub(super) jobs: Vec<JobId>,
     /// Those of them for which it is the table of a tree.
     pub(super) table_of: Vec<JobId>,
     pub(super) target: Option<Arc<Target>>,
+    /// The target for the case that it has only one piece.
+    pub(super) whole: Option<Arc<Target>>,
     /// Verified holes.
     pub(super) holes: Option<PieceSet>,
     /// Pieces that those who are interested have not been told of.
     pub(super) news: Vec<(u64, bool)>,
 }
 
+/// A job that has to wait for another's transfer of the same blob.
+#[derive(Debug)]
+pub(super) struct Later {
+    pub(super) job: JobId,
+    pub(super) sink: Option<File>,
+    pub(super) table: bool,
+}
+
 impl Want {
-    pub(super) fn new(kind: StageKind, trusted_bytes: Option<u64>, priority: u8) -> Self {
+    pub(super) fn new(serial: u64, kind: StageKind, trusted_bytes: Option<u64>, priority: u8) -> Self {
         Self {
+            serial,
             kind,
             stage: Stage::Queued,
             priority,
@@ -56,9 +72,11 @@ impl Want {
             size_bytes: trusted_bytes,
             done_bytes: 0,
             sink: None,
+            later: Vec::new(),
             jobs: Vec::new(),
             table_of: Vec::new(),
             target: None,
+            whole: None,
             holes: None,
             news: Vec::new(),
         }
@@ -90,6 +108,8 @@ pub(super) enum Asked {
     },
     /// An encoded outboard, read in parts.
     Outboard {
+        /// For which want.
+        serial: u64,
         /// What it must state.
         size_bytes: u64,
         /// Its length.
