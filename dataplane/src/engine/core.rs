@@ -207,6 +207,7 @@ impl Engine {
                 Some(Input::Pull(job, request)) => self.begin_job(now, job, *request),
                 Some(Input::AddSources(job, sources)) => self.add_sources(now, job, sources),
                 Some(Input::Cancel(job)) => self.cancel_job(now, job),
+                Some(Input::Stored(blob, size_bytes)) => self.stored(now, blob, size_bytes),
                 Some(Input::Session(event)) => self.session_event(now, *event),
                 Some(Input::Done(done)) => self.task_done(now, *done),
                 Some(Input::Stop) => return false,

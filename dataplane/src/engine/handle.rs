@@ -169,6 +169,12 @@ impl EngineHandle {
         }
     }
 
+    /// The store has a blob, complete, that did not come from a peer (it was put, or read from an origin): jobs that miss it
+    /// go on without, and peers that are interested hear of it.
+    pub fn stored(&self, blob: BlobId, size_bytes: u64) {
+        self.shared.inbox.push(Input::Stored(blob, size_bytes));
+    }
+
     /// A job that runs, or ended lately.
     pub fn status(&self, job: JobId) -> Option<JobStatus> {
         self.shared.board.get(job)

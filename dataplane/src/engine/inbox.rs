@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
 use velo_fabric::ring::Waker;
-use velo_object::NodeId;
+use velo_object::{BlobId, NodeId};
 use velo_socket::JobId;
 
 use super::handle::PullRequest;
@@ -24,6 +24,8 @@ pub(crate) enum Input {
     AddSources(JobId, Vec<NodeId>),
     /// End it.
     Cancel(JobId),
+    /// The store has all of a blob that did not come from a peer.
+    Stored(BlobId, u64),
     /// From the sessions.
     Session(Box<SessionEvent>),
     /// A task on a blocking thread has ended.

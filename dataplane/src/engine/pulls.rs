@@ -254,6 +254,20 @@ impl Engine {
         }
     }
 
+    /// All of a blob came another way than from a peer.
+    pub(super) fn stored(&mut self, now: u64, blob: BlobId, size_bytes: u64) {
+        for node in self.interested.get(&blob).into_iter().flatten() {
+            self.tasks.push(Task::Haves { node: *node, blobs: vec![blob] });
+        }
+        // What goes into a sink is not served by the store's copy; what is being committed ends by itself.
+        let here = |want: &&mut Want| want.sink.is_none() && want.stage != Stage::Committing;
+        if self.wants.get_mut(&blob).filter(here).is_none() {
+            return;
+        }
+        self.set_size(blob, size_bytes);
+        self.blob_here(now, blob);
+    }
+
     /// The planner and the peers hear no more of a blob.
     fn drop_blob(&mut self, now: u64, blob: BlobId) {
         self.active.remove(&blob);
