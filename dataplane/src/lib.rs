@@ -6,6 +6,7 @@ pub mod engine;
 mod error;
 mod metrics;
 mod serve;
+pub mod identity;
 pub mod session;
 mod target;
 mod topology;
