@@ -1,0 +1,125 @@
+//! The session protocol: frames over TLS, each a little-endian u32 length and that many bytes of postcard.
+//!
+//! The side that dialled sends [`Frame::Hello`]; the other answers with its own, or with [`Frame::Refuse`] and closes. After that both send
+//! what they like.
+
+use std::io;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use velo_object::NodeId;
+
+use super::PeerMessage;
+
+/// Version of the session protocol.
+pub(super) const VERSION: u32 = 1;
+/// The largest frame: a call of 4 MiB and what stands around it.
+pub(super) const MAX_FRAME_BYTES: usize = (4 << 20) + (64 << 10);
+/// The largest first frame of a session.
+pub(super) const MAX_HELLO_BYTES: usize = 4 << 10;
+/// A frame is received in steps of at most this, so that a length alone makes nobody allocate.
+const STEP_BYTES: usize = 256 << 10;
+
+/// Who speaks, and how to reach it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Hello {
+    pub(super) version: u32,
+    pub(super) cluster: [u8; 32],
+    pub(super) node: NodeId,
+    /// Drawn at random when velod starts: another one means that it has started anew.
+    pub(super) boot: u64,
+    /// Where it listens; an unspecified address stands for the one that it is seen from.
+    pub(super) listen: Vec<SocketAddr>,
+    /// Whether it declares its network trusted: plain data streams only if both do.
+    pub(super) trusted: bool,
+}
+
+/// Why a session is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Refusal {
+    /// There is one already, or the other side's own attempt goes first.
+    Duplicate,
+    /// No more sessions.
+    Full,
+    /// Another version of the protocol.
+    Version,
+}
+
+/// What is said on a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Frame {
+    Hello(Hello),
+    Refuse(Refusal),
+    Message(PeerMessage),
+    /// To the control service there.
+    Call {
+        seq: u64,
+        payload: Vec<u8>,
+    },
+    Reply {
+        seq: u64,
+        reply: Result<Vec<u8>, String>,
+    },
+    /// Please open this many data streams to me: I cannot reach you.
+    OpenStreams(u8),
+    Ping,
+    Pong,
+}
+
+impl Frame {
+    /// The frame with its length before it.
+    pub(super) fn encode(&self) -> Result<Vec<u8>, io::Error> {
+        let mut bytes = postcard::to_extend(self, vec![0; 4]).map_err(io::Error::other)?;
+        let len = bytes.len() - 4;
+        if len > MAX_FRAME_BYTES {
+            return Err(io::Error::other(format!(
+                "a message of {len} bytes is larger than {MAX_FRAME_BYTES}"
+            )));
+        }
+        bytes[..4].copy_from_slice(&(len as u32).to_le_bytes());
+        Ok(bytes)
+    }
+}
+
+/// Reads a length and that many bytes.
+pub(super) async fn read_bytes(
+    from: &mut (impl AsyncRead + Unpin),
+    most: usize,
+) -> Result<Vec<u8>, io::Error> {
+    let len = from.read_u32_le().await? as usize;
+    if len > most {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a message of {len} bytes")));
+    }
+    let mut bytes = Vec::new();
+    while bytes.len() < len {
+        let at = bytes.len();
+        bytes.resize(len.min(at + STEP_BYTES), 0);
+        from.read_exact(&mut bytes[at..]).await?;
+    }
+    Ok(bytes)
+}
+
+/// Writes a length and these bytes.
+pub(super) async fn write_bytes(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<(), io::Error> {
+    let len = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+    to.write_all(&len.to_le_bytes()).await?;
+    to.write_all(bytes).await?;
+    to.flush().await
+}
+
+/// Reads a frame of at most `most` bytes.
+pub(super) async fn read_frame(from: &mut (impl AsyncRead + Unpin), most: usize) -> Result<Frame, io::Error> {
+    let bytes = read_bytes(from, most).await?;
+    match postcard::take_from_bytes(&bytes) {
+        Ok((frame, [])) => Ok(frame),
+        Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "bytes after the end of a message")),
+        Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+    }
+}
+
+/// Writes a frame at once.
+pub(super) async fn write_frame(to: &mut (impl AsyncWrite + Unpin), frame: &Frame) -> Result<(), io::Error> {
+    to.write_all(&frame.encode()?).await?;
+    to.flush().await
+}
