@@ -4,9 +4,9 @@
 
 pub mod engine;
 mod error;
+pub mod identity;
 mod metrics;
 mod serve;
-pub mod identity;
 pub mod session;
 mod target;
 mod topology;

@@ -80,12 +80,12 @@ pub(super) async fn begin_dialled(shared: &Arc<Shared>, mut peer: Authenticated)
     match answer {
         Frame::Hello(hello) => {
             check_hello(shared, &peer, &hello)?;
-            register(shared, peer, hello, true).map(|begun| begun.run(shared)).map_err(|(refusal, _)| {
-                match refusal {
+            register(shared, peer, hello, true).map(|begun| begun.run(shared)).map_err(
+                |refused| match refused.0 {
                     Refusal::Duplicate => NoSession::Duplicate,
                     other => NoSession::Failed(words(other)),
-                }
-            })
+                },
+            )
         }
         Frame::Refuse(Refusal::Duplicate) => Err(NoSession::Duplicate),
         Frame::Refuse(refusal) => Err(NoSession::Failed(words(refusal))),

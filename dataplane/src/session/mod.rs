@@ -384,3 +384,17 @@ impl Sessions {
         }
     }
 }
+
+impl crate::engine::Peers for Sessions {
+    fn connect(&self, node: NodeId) {
+        Self::connect(self, node);
+    }
+
+    fn send(&self, node: NodeId, message: PeerMessage) {
+        Self::send(self, node, message);
+    }
+
+    fn open_streams(&self, node: NodeId, count: usize) {
+        Self::open_streams(self, node, count);
+    }
+}
