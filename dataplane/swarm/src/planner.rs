@@ -466,14 +466,17 @@ impl Planner {
         self.finish_if_full(slot);
     }
 
-    /// A piece did not verify, or is no hole. Names whom to charge; `None` for a dead tag.
+    /// A piece did not verify, or is no hole. Names whom to charge; `None` for a dead tag, and for further holes claimed by who
+    /// was charged already.
     pub fn handle_bad_piece(&mut self, now: u64, tag: Tag) -> Option<Blame> {
         let flight = self.land(now, tag, false)?;
         self.counters.retries += 1;
-        let phase = self.blobs.get(flight.slot)?.phase;
+        let blob = self.blobs.get(flight.slot)?;
+        let phase = blob.phase;
+        let charged = blob.banned.contains(&flight.node) || flight.source == u32::MAX;
         self.reopen(now, &flight);
         let blame = match (flight.kind, phase) {
-            (FlightKind::Hole, _) if flight.source == u32::MAX => return None,
+            (FlightKind::Hole, _) if charged => return None,
             (_, Phase::Provisional(sender)) => {
                 self.drop_outboard(now, flight.slot);
                 self.charge(now, &flight, sender, Accusation::Outboard)
@@ -516,20 +519,23 @@ impl Planner {
             }
             Failure::NotHere | Failure::Refused => self.strike(now, flight, failure),
         }
-        let phase = self.blobs.get(slot).map(|blob| blob.phase);
-        if matches!(phase, Some(Phase::Provisional(_))) {
-            self.defer_outboard(now, slot, flight.source);
-            self.drop_outboard(now, slot);
-        } else if flight.kind == FlightKind::Outboard {
-            self.defer_outboard(now, slot, flight.source);
-        }
+        self.try_other_outboard(now, flight);
         self.wake_all(now, slot);
     }
 
-    fn defer_outboard(&mut self, now: u64, slot: u32, at: u32) {
-        if let Some(holder) = self.blobs.get_mut(slot).and_then(|blob| blob.holder(at)) {
+    /// Who did not deliver an outboard, or the last piece that would have proven it, lets others come first.
+    fn try_other_outboard(&mut self, now: u64, flight: &Flight) {
+        let Some(blob) = self.blobs.get_mut(flight.slot) else { return };
+        let provisional = matches!(blob.phase, Phase::Provisional(_));
+        if !provisional && flight.kind != FlightKind::Outboard {
+            return;
+        }
+        if let Some(holder) = blob.holder(flight.source) {
             holder.outboard_not_before_us = now + OUTBOARD_AGAIN_US;
-            self.waiting.insert(slot);
+            self.waiting.insert(flight.slot);
+        }
+        if provisional {
+            self.drop_outboard(now, flight.slot);
         }
     }
 
@@ -661,7 +667,8 @@ impl Planner {
         if holder.hole_queued {
             self.hole_claims.retain(|claim| *claim != (slot, at));
         }
-        if sender {
+        // Where the last piece is being verified, that decides.
+        if sender && !self.flights.values().any(|flight| flight.slot == slot && flight.checking) {
             self.drop_outboard(now, slot);
         }
         self.touch(at, now);
@@ -725,6 +732,7 @@ impl Planner {
             .flights
             .iter()
             .filter(|(_, flight)| flight.slot == slot && flight.source == at && !flight.checking)
+            .filter(|(_, flight)| flight.kind != FlightKind::Hole)
             .map(|(&tag, _)| tag)
             .collect();
         for tag in tags {
@@ -754,6 +762,7 @@ impl Planner {
                 self.land(now, tag, false);
             }
             self.reopen(now, &flight);
+            self.try_other_outboard(now, &flight);
         }
     }
 
@@ -772,6 +781,13 @@ impl Planner {
             return;
         }
         blob.from_seeds.insert(index);
+        if let Phase::Provisional(sender) = blob.phase
+            && !self.by_node.contains_key(&sender)
+        {
+            self.drop_outboard(now, slot);
+            return;
+        }
+        let Some(blob) = self.blobs.get_mut(slot) else { return };
         if flight.kind == FlightKind::Hole
             && let Some(holes) = &mut blob.holes
         {

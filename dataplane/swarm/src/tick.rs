@@ -12,10 +12,10 @@ const LOOKED_AT: usize = 64;
 /// The most pieces that are taken impatiently at once from one source.
 const BURST: u32 = 64;
 /// A read younger than this is never doubled.
-const LATE_US: u64 = 300_000;
+const LATE_US: u64 = 1_000_000;
 /// Second reads begun in one tick.
 const SECOND_READS: usize = 8;
-/// An outboard is given this long, and a microsecond for each byte.
+/// An outboard, or the last piece that proves it, is given this long, and a microsecond for each byte.
 const OUTBOARD_US: u64 = 2_000_000;
 
 impl Planner {
@@ -47,7 +47,12 @@ impl Planner {
         let late: Vec<Tag> = self
             .flights
             .iter()
-            .filter(|(_, f)| f.kind == FlightKind::Outboard && now > f.began_us + OUTBOARD_US + f.bytes)
+            .filter(|(_, flight)| {
+                let phase = self.blobs.get(flight.slot).map(|blob| blob.phase);
+                let proof = matches!(phase, Some(Phase::Provisional(_))) && !flight.checking;
+                flight.kind == FlightKind::Outboard || (flight.kind == FlightKind::Piece && proof)
+            })
+            .filter(|(_, flight)| now > flight.began_us + OUTBOARD_US + flight.bytes)
             .map(|(&tag, _)| tag)
             .collect();
         for tag in late {
@@ -161,6 +166,9 @@ impl Planner {
         if !self.runnable.is_empty() {
             return;
         }
+        let delivering = self.sources.iter().filter(|(_, source)| source.latency_us > 0);
+        let (sum_us, count) = delivering.fold((0, 0), |(sum, count), (_, s)| (sum + s.latency_us, count + 1));
+        let mean_us = sum_us / u64::max(count, 1);
         let late: Vec<Tag> = self
             .flights
             .iter()
@@ -168,7 +176,7 @@ impl Planner {
             .filter(|(_, flight)| {
                 let source = self.sources.get(flight.source);
                 let (last_us, latency_us) = source.map_or((0, 0), |s| (s.last_delivery_us, s.latency_us));
-                now.saturating_sub(flight.began_us.max(last_us)) > LATE_US.max(4 * latency_us)
+                now.saturating_sub(flight.began_us.max(last_us)) > LATE_US.max(4 * latency_us.max(mean_us))
             })
             .filter(|(_, f)| self.by_piece.get(&(f.slot, f.index)).is_some_and(|tags| tags.len() == 1))
             .map(|(&tag, _)| tag)
