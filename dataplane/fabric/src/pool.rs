@@ -312,3 +312,88 @@ fn free_huge_pages() -> usize {
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn it_is_bounded_and_counts() {
+        let pool = Pool::new(3 * BUFFER_BYTES as u64 + 5).unwrap();
+        let taken: Vec<_> = (0..3).map(|_| pool.take().unwrap()).collect();
+        assert!(pool.take().is_none());
+        assert_eq!(pool.counters(), PoolCounters { takes: 3, misses: 1, in_use: 3, capacity: 3 });
+        drop(taken);
+        assert_eq!(pool.counters().in_use, 0);
+        assert!(pool.take().is_some());
+    }
+
+    #[test]
+    fn the_warm_buffer_comes_first_and_shows_all_of_itself() {
+        let pool = Pool::new(8 << 20).unwrap();
+        let (a, mut b) = (pool.take().unwrap(), pool.take().unwrap());
+        b.as_mut()[BUFFER_BYTES - 1] = 77;
+        b.set_len(10);
+        assert_eq!((b.as_ref().len(), b.len()), (10, 10));
+        b.set_len(usize::MAX);
+        assert_eq!(b.len(), BUFFER_BYTES);
+        b.set_len(1);
+        let index = b.index;
+        drop(b);
+        let again = pool.take().unwrap();
+        assert_eq!((again.index, again.len(), again.as_ref()[BUFFER_BYTES - 1]), (index, BUFFER_BYTES, 77));
+        drop(a);
+    }
+
+    #[test]
+    fn buffers_do_not_overlap_and_outlive_the_pool() {
+        let pool = Pool::with(PoolOptions { bytes: 5 << 20, huge_pages: false, populate: true }).unwrap();
+        let mut buffers: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
+        drop(pool);
+        assert_eq!(buffers.len(), 5);
+        for (i, buffer) in buffers.iter_mut().enumerate() {
+            assert_eq!(buffer.as_ref().as_ptr() as usize % 4096, 0);
+            buffer.as_mut().fill(i as u8);
+        }
+        for (i, buffer) in buffers.iter().enumerate() {
+            assert!(buffer.as_ref().iter().all(|&byte| byte == i as u8));
+        }
+    }
+
+    #[test]
+    fn sizes_out_of_range() {
+        for bytes in [0, BUFFER_BYTES as u64 - 1, u64::MAX] {
+            assert!(matches!(Pool::new(bytes), Err(PoolError::Size { .. })), "{bytes}");
+        }
+    }
+
+    #[test]
+    fn nobody_gets_a_buffer_that_another_has() {
+        let pool = Pool::new(4 << 20).unwrap();
+        let wrong = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for id in 1..=4u64 {
+                let (pool, wrong) = (pool.clone(), &wrong);
+                scope.spawn(move || {
+                    for round in 0..20_000u64 {
+                        let Some(mut buffer) = pool.take() else { continue };
+                        let mark = (id << 32 | round).to_le_bytes();
+                        buffer.as_mut()[..8].copy_from_slice(&mark);
+                        if round % 7 == 0 {
+                            thread::yield_now();
+                        }
+                        if buffer.as_ref()[..8] != mark {
+                            wrong.store(true, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        assert!(!wrong.into_inner());
+        assert_eq!(pool.counters().in_use, 0);
+        assert_eq!(std::iter::from_fn(|| pool.take()).collect::<Vec<_>>().len(), 4);
+    }
+}

@@ -201,3 +201,88 @@ impl Sleeper {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn batches_keep_their_order_and_stop_when_it_is_full() {
+        let sleeper = Sleeper::new().unwrap();
+        let (mut producer, mut consumer) = ring(4, sleeper.waker());
+        let mut items: Vec<u32> = (0..6).collect();
+        assert_eq!(producer.push_batch(&mut items), 4);
+        assert_eq!((items, producer.push(9), producer.slots()), (vec![4, 5], Err(9), 0));
+        let mut popped = vec![100];
+        assert_eq!(consumer.pop_batch(&mut popped, 3), 3);
+        assert_eq!(
+            (popped, consumer.len(), consumer.pop(), consumer.pop()),
+            (vec![100, 0, 1, 2], 1, Some(3), None)
+        );
+        assert_eq!(consumer.pop_batch(&mut Vec::new(), 3), 0);
+        drop(producer);
+        assert!(consumer.is_abandoned() && consumer.is_empty());
+    }
+
+    #[test]
+    fn work_that_is_there_already_keeps_the_thread_awake() {
+        let sleeper = Sleeper::new().unwrap();
+        let start = Instant::now();
+        sleeper.sleep_unless(|| true, &[], Some(Duration::from_secs(5))).unwrap();
+        assert!(start.elapsed() < Duration::from_secs(1));
+        // An awake thread is not written to.
+        sleeper.waker().wake();
+        assert!(rustix::io::read(&sleeper.shared.event, &mut [0u8; 8]).is_err());
+    }
+
+    #[test]
+    fn it_sleeps_until_the_time_is_over() {
+        let sleeper = Sleeper::new().unwrap();
+        let start = Instant::now();
+        sleeper.sleep_unless(|| false, &[], Some(Duration::from_millis(30))).unwrap();
+        assert!(start.elapsed() >= Duration::from_millis(25));
+    }
+
+    #[test]
+    fn it_wakes_for_a_descriptor() {
+        let sleeper = Sleeper::new().unwrap();
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let waiting = thread::spawn(move || sleeper.sleep_unless(|| false, &[ours.as_fd()], None));
+        thread::sleep(Duration::from_millis(5));
+        std::io::Write::write_all(&mut &theirs, b"x").unwrap();
+        waiting.join().unwrap().unwrap();
+    }
+
+    /// No wake-up is lost: the consumer sleeps without a timeout whenever the ring is empty.
+    #[test]
+    fn everything_arrives_though_the_consumer_sleeps() {
+        const COUNT: u64 = 200_000;
+        let sleeper = Sleeper::new().unwrap();
+        let (mut producer, mut consumer) = ring(64, sleeper.waker());
+        let sum = thread::spawn(move || {
+            let (mut sum, mut items) = (0, Vec::new());
+            loop {
+                while consumer.pop_batch(&mut items, 16) > 0 {
+                    sum += items.drain(..).sum::<u64>();
+                }
+                if consumer.is_abandoned() && consumer.is_empty() {
+                    return sum;
+                }
+                sleeper.sleep_unless(|| !consumer.is_empty() || consumer.is_abandoned(), &[], None).unwrap();
+            }
+        });
+        for i in 0..COUNT {
+            while producer.push(i).is_err() {
+                thread::yield_now();
+            }
+            if i % 1000 == 0 {
+                thread::yield_now();
+            }
+        }
+        drop(producer);
+        assert_eq!(sum.join().unwrap(), COUNT * (COUNT - 1) / 2);
+    }
+}

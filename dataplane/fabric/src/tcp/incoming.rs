@@ -3,7 +3,9 @@
 
 use std::collections::VecDeque;
 
+use super::READS_PER_PATH;
 use super::frame::{Frame, HEADER_BYTES, READ_BYTES, Reason, Request, frame_bytes};
+use super::outgoing::Outgoing;
 use crate::pool::Buffer;
 use crate::{ProtocolError, ReadError};
 
@@ -198,5 +200,178 @@ impl Incoming {
     fn answered(&mut self, tag: u64) -> Result<Outstanding, ProtocolError> {
         let at = self.outstanding.iter().position(|read| read.tag == tag);
         at.and_then(|at| self.outstanding.remove(at)).ok_or(ProtocolError::Unasked { tag })
+    }
+}
+
+/// Feeds arbitrary bytes, in arbitrary parts, to a path with reads outstanding: the body of the fuzz target. The first
+/// byte chooses whether they begin with a greeting, each part is led by its length. Must not panic, whatever comes.
+#[doc(hidden)]
+pub fn fuzz(input: &[u8]) {
+    let Ok(pool) = crate::pool::Pool::new(4 * crate::pool::BUFFER_BYTES as u64) else { return };
+    let mut incoming = Incoming::new(READS_PER_PATH);
+    for (tag, len) in [(0, 1), (1, 100), (2, 1 << 20), (3, 70)] {
+        let Some(buffer) = pool.take() else { return };
+        incoming.expect(tag, len, buffer);
+    }
+    incoming.cancel(3);
+    let mut outgoing = Outgoing::new();
+    let (mut left, mut ended) = (input, 0);
+    if let Some((flag, rest)) = left.split_first() {
+        left = rest;
+        if flag & 1 == 0 {
+            let mut greeting = Vec::new();
+            Frame::Greeting.encode(&mut greeting);
+            assert_eq!(incoming.feed(&greeting, |_| Ok(())), Ok(()));
+        }
+    }
+    while let Some((len, rest)) = left.split_first() {
+        let (part, rest) = rest.split_at(rest.len().min(1 + usize::from(*len)));
+        left = rest;
+        let fed = incoming.feed(part, |event| match event {
+            Event::Request(request) => {
+                assert!(request.offset_bytes.checked_add(request.len.into()).is_some());
+                outgoing.request(request)
+            }
+            Event::Cancel { tag } => {
+                outgoing.cancelled(tag);
+                Ok(())
+            }
+            Event::Done { tag, buffer, result } => {
+                assert!(tag < 3, "cancelled, or never asked");
+                assert!(result.is_err() || result == Ok(buffer.len() as u32));
+                ended += 1;
+                Ok(())
+            }
+        });
+        if fed.is_err() {
+            break;
+        }
+    }
+    let unanswered = incoming.take_reads().count();
+    assert_eq!(ended + unanswered, 3, "each read that was not cancelled ends once");
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::pool::Pool;
+    use crate::{What, pool::BUFFER_BYTES};
+    use velo_object::BlobId;
+
+    fn frame() -> impl Strategy<Value = Frame> {
+        let read = (any::<u64>(), any::<[u8; 32]>(), any::<bool>(), any::<u32>(), 1..=1u32 << 20);
+        prop_oneof![
+            read.prop_map(|(tag, blob, content, offset, len)| Frame::Read(Request {
+                tag,
+                blob: BlobId::from_bytes(blob),
+                what: if content { What::Blob } else { What::Outboard },
+                offset_bytes: offset.into(),
+                len,
+                cancelled: false,
+            })),
+            any::<u64>().prop_map(|tag| Frame::Cancel { tag }),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn frames_come_back_however_they_are_cut(
+            frames in prop::collection::vec(frame(), 0..20),
+            payload in prop::collection::vec(any::<u8>(), 1..5000),
+            cuts in prop::collection::vec(1..700usize, 1..50),
+        ) {
+            let pool = Pool::new(3 * BUFFER_BYTES as u64).unwrap();
+            let mut incoming = Incoming::new(4);
+            incoming.expect(7, 5000, pool.take().unwrap());
+            incoming.expect(8, 5000, pool.take().unwrap());
+            incoming.expect(9, 5000, pool.take().unwrap());
+            prop_assert!(incoming.cancel(8).is_some());
+            let mut bytes = Vec::new();
+            Frame::Greeting.encode(&mut bytes);
+            let len = payload.len() as u32;
+            for tag in [8, 7] {
+                Frame::Data { tag, len }.encode(&mut bytes);
+                bytes.extend_from_slice(&payload);
+                frames.iter().for_each(|frame| frame.encode(&mut bytes));
+            }
+            Frame::Refuse { tag: 9, reason: Reason::Refused }.encode(&mut bytes);
+            let (mut got, mut done, mut rest, mut cut) = (Vec::new(), Vec::new(), &bytes[..], cuts.iter().cycle());
+            while !rest.is_empty() {
+                let (part, after) = rest.split_at((*cut.next().unwrap()).min(rest.len()));
+                rest = after;
+                let fed = incoming.feed(part, |event| {
+                    match event {
+                        Event::Request(request) => got.push(Frame::Read(request)),
+                        Event::Cancel { tag } => got.push(Frame::Cancel { tag }),
+                        Event::Done { tag, buffer, result } => done.push((tag, buffer, result)),
+                    }
+                    Ok(())
+                });
+                prop_assert_eq!(fed, Ok(()));
+            }
+            prop_assert_eq!(got, [frames.clone(), frames].concat());
+            prop_assert_eq!(done.len(), 2);
+            prop_assert_eq!((done[0].0, done[0].2), (7, Ok(len)));
+            prop_assert_eq!(done[0].1.as_ref(), &payload[..]);
+            prop_assert_eq!((done[1].0, done[1].2), (9, Err(ReadError::Refused)));
+            prop_assert_eq!(incoming.outstanding(), 0);
+        }
+
+        #[test]
+        fn arbitrary_bytes_do_no_harm(input in prop::collection::vec(any::<u8>(), 0..3000)) {
+            fuzz(&input);
+        }
+
+        #[test]
+        fn almost_frames_do_no_harm(
+            parts in prop::collection::vec((1..6u8, 0..3u8, any::<u8>(), 0..4u64), 0..40),
+            len in 0..200u32,
+        ) {
+            let mut input = vec![0];
+            for (kind, detail, cut, tag) in parts {
+                let mut frame = vec![kind, detail, 0, 0];
+                frame.extend_from_slice(&len.to_le_bytes());
+                frame.extend_from_slice(&tag.to_le_bytes());
+                frame.resize(frame.len() + usize::from(cut), 1);
+                for part in frame.chunks(usize::from(cut) + 1) {
+                    input.push((part.len() - 1) as u8);
+                    input.extend_from_slice(part);
+                }
+            }
+            fuzz(&input);
+        }
+    }
+
+    #[test]
+    fn the_frames_are_fixed() {
+        let mut bytes = Vec::new();
+        Frame::Greeting.encode(&mut bytes);
+        assert_eq!(bytes, b"\x01\x01\0\0\0\0\0\0VELODATA");
+        bytes.clear();
+        let request = Request {
+            tag: 0x0102,
+            blob: BlobId::from_bytes([0xab; 32]),
+            what: What::Outboard,
+            offset_bytes: 0x0304,
+            len: 0x10_0000,
+            cancelled: false,
+        };
+        Frame::Read(request).encode(&mut bytes);
+        let head = b"\x02\x01\0\0\0\0\x10\0\x02\x01\0\0\0\0\0\0";
+        assert_eq!(bytes, [&head[..], &[0xab; 32], b"\x04\x03\0\0\0\0\0\0"].concat());
+        bytes.clear();
+        Frame::Data { tag: 1, len: 0x0203 }.encode(&mut bytes);
+        Frame::Refuse { tag: 2, reason: Reason::Cancelled }.encode(&mut bytes);
+        Frame::Cancel { tag: 3 }.encode(&mut bytes);
+        let expected = [
+            &b"\x03\0\0\0\x03\x02\0\0\x01\0\0\0\0\0\0\0"[..],
+            b"\x04\x02\0\0\0\0\0\0\x02\0\0\0\0\0\0\0",
+            b"\x05\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0",
+        ];
+        assert_eq!(bytes, expected.concat());
     }
 }

@@ -50,6 +50,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{Timespec, epoll};
 use velo_object::NodeId;
 
+#[doc(hidden)]
+pub use incoming::fuzz as fuzz_incoming;
 pub use tls::{TlsError, TlsKeys, prepare_client, prepare_server};
 
 use self::frame::{Frame, MAX_READ_BYTES, Request};
@@ -235,7 +237,8 @@ impl Tcp {
                 let flags = event.flags;
                 let Some(path) = self.paths.get_mut(&event.data.u64()) else { continue };
                 let gone = flags.intersects(epoll::EventFlags::ERR | epoll::EventFlags::HUP);
-                path.readable |= gone || flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::RDHUP);
+                path.hung_up |= gone || flags.intersects(epoll::EventFlags::RDHUP);
+                path.readable |= path.hung_up || flags.intersects(epoll::EventFlags::IN);
                 path.writable |= gone || flags.intersects(epoll::EventFlags::OUT);
                 if !path.queued {
                     path.queued = true;

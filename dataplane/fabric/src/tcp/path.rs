@@ -96,6 +96,8 @@ pub(super) struct Path {
     /// Whether the kernel may have bytes for us, or room for ours.
     pub readable: bool,
     pub writable: bool,
+    /// Whether the kernel has said that the peer sends no more. It says so once, perhaps together with its last bytes.
+    pub hung_up: bool,
     /// Whether it stands in the fabric's queue.
     pub queued: bool,
     /// Whether it stands in the queue of those that wait for memory.
@@ -134,6 +136,7 @@ impl Path {
             tls,
             readable: true,
             writable: true,
+            hung_up: false,
             queued: false,
             starving: false,
             closing: None,
@@ -246,7 +249,7 @@ impl Path {
                 Ok(0) => return Err(PathError::Peer),
                 Ok(count) => {
                     // On an edge-triggered stream a short read says that the kernel has no more.
-                    self.readable = count == space.len();
+                    self.readable = count == space.len() || self.hung_up;
                     counters.bytes_in += count as u64;
                     return Ok(Some(count));
                 }

@@ -145,11 +145,6 @@ impl Sealer {
         tag_room.copy_from_slice(tag.as_ref());
         HEADER_BYTES + body
     }
-
-    #[cfg(test)]
-    pub(super) fn set_sequence(&mut self, sequence: u64) {
-        self.generation.sequence = sequence;
-    }
 }
 
 /// What a record held.
@@ -220,6 +215,112 @@ impl Opener {
                 _ => Err(ProtocolError::Record("an alert of a wrong length")),
             },
             _ => Err(ProtocolError::Record("an inner type that does not exist")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::crypto::cipher::{AeadKey, Iv};
+
+    use super::*;
+
+    fn keys(sequence: u64) -> DirectionKeys {
+        let secrets =
+            ConnectionTrafficSecrets::Chacha20Poly1305 { key: AeadKey::from([3; 32]), iv: Iv::from([4; 12]) };
+        DirectionKeys { sequence, secrets, update_secret: [5; 32] }
+    }
+
+    fn sealed(sealer: &mut Sealer, content: &[u8]) -> Vec<u8> {
+        let mut record = vec![0; content.len() + OVERHEAD_BYTES];
+        record[HEADER_BYTES..HEADER_BYTES + content.len()].copy_from_slice(content);
+        assert_eq!(sealer.seal(&mut record, content.len()), record.len());
+        record
+    }
+
+    fn open(opener: &mut Opener, record: &[u8]) -> Result<(Opened, Vec<u8>), ProtocolError> {
+        let header = record.first_chunk().unwrap();
+        assert_eq!(body_bytes(header), Ok(record.len() - HEADER_BYTES));
+        // With a gap before it, which the content moves over.
+        let mut space = [&[0xcc; 7], &record[HEADER_BYTES..]].concat();
+        let opened = opener.open(header, &mut space, 7)?;
+        let len = if let Opened::Data(len) = opened { len } else { 0 };
+        space.truncate(len);
+        Ok((opened, space))
+    }
+
+    #[test]
+    fn records_open_in_their_order_only() {
+        let (mut sealer, mut opener) = (Sealer::new(&keys(9)).unwrap(), Opener::new(&keys(9)).unwrap());
+        for len in [1, 15, 16, 17, 1000, CONTENT_BYTES] {
+            let content: Vec<u8> = (0..len).map(|i| i as u8).collect();
+            assert_eq!(open(&mut opener, &sealed(&mut sealer, &content)), Ok((Opened::Data(len), content)));
+        }
+        let (first, second) = (sealed(&mut sealer, b"first"), sealed(&mut sealer, b"second"));
+        assert!(open(&mut opener, &second).is_err());
+        let mut opener = Opener::new(&keys(9 + 6)).unwrap();
+        assert!(open(&mut opener, &first).is_ok());
+        assert!(open(&mut opener, &first).is_err(), "replayed");
+    }
+
+    #[test]
+    fn every_changed_byte_is_noticed() {
+        let record = sealed(&mut Sealer::new(&keys(0)).unwrap(), b"content");
+        for at in 0..record.len() {
+            let mut bad = record.clone();
+            bad[at] ^= 0x40;
+            let header = bad.first_chunk().unwrap();
+            let opened = Opener::new(&keys(0)).unwrap().open(header, &mut bad[HEADER_BYTES..].to_vec(), 0);
+            assert!(opened.is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn keys_change_in_time_and_again() {
+        let (mut sealer, mut opener) = (Sealer::new(&keys(0)).unwrap(), Opener::new(&keys(0)).unwrap());
+        let mut space = [0; 64];
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            assert_eq!(sealer.key_update(&mut space), 0, "not yet");
+            sealer.generation.sequence = RECORDS_PER_KEY;
+            opener.generation.sequence = RECORDS_PER_KEY;
+            let len = sealer.key_update(&mut space);
+            assert_eq!(open(&mut opener, &space[..len]), Ok((Opened::Nothing, Vec::new())));
+            let record = sealed(&mut sealer, b"under the new key");
+            assert_eq!(open(&mut opener, &record).unwrap().1, b"under the new key");
+            assert!(!seen.contains(&record), "the key did not change");
+            seen.push(record);
+            // Both begin to count anew.
+            assert_eq!((sealer.generation.sequence, opener.generation.sequence), (1, 1));
+        }
+    }
+
+    #[test]
+    fn a_peer_that_does_not_change_its_key_is_refused() {
+        let (mut sealer, mut opener) =
+            (Sealer::new(&keys(RECORDS_PER_KEY)).unwrap(), Opener::new(&keys(RECORDS_PER_KEY)).unwrap());
+        assert!(open(&mut opener, &sealed(&mut sealer, b"the last")).is_ok());
+        assert_eq!(
+            open(&mut opener, &sealed(&mut sealer, b"one too many")),
+            Err(ProtocolError::Record("too many under one key"))
+        );
+    }
+
+    #[test]
+    fn alerts_and_other_types() {
+        let (mut sealer, mut opener) = (Sealer::new(&keys(0)).unwrap(), Opener::new(&keys(0)).unwrap());
+        let mut space = [0; 64];
+        let len = sealer.seal_alert(&mut space, CLOSE_NOTIFY);
+        assert_eq!(open(&mut opener, &space[..len]).unwrap().0, Opened::Closed);
+        let len = sealer.seal_alert(&mut space, [2, 80]);
+        assert_eq!(open(&mut opener, &space[..len]), Err(ProtocolError::Alert(80)));
+        for (kind, content) in [(HANDSHAKE, [4, 0]), (0, [0, 0]), (99, [1, 1])] {
+            space[HEADER_BYTES..HEADER_BYTES + 2].copy_from_slice(&content);
+            let len = sealer.seal_as(kind, &mut space, 2);
+            assert!(matches!(open(&mut opener, &space[..len]), Err(ProtocolError::Record(_))), "type {kind}");
+        }
+        for header in [[22, 3, 3, 0, 40], [23, 3, 3, 0, 16], [23, 3, 3, 0x41, 1], [0; 5], [0xff; 5]] {
+            assert!(body_bytes(&header).is_err(), "{header:?}");
         }
     }
 }

@@ -35,13 +35,14 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
 /// Serves blobs from files and outboards from memory, and counts.
 #[derive(Default)]
 pub struct Source {
-    blobs: Mutex<HashMap<BlobId, (ServedFile, Arc<[u8]>)>>,
+    blobs: Mutex<HashMap<BlobId, Stored>>,
     pub sent: AtomicU64,
     pub asked: AtomicU64,
     pub leases: Arc<()>,
 }
 
-type ServedFile = (Arc<std::fs::File>, u64);
+/// A file, how much of it is content, and the outboard.
+type Stored = (Arc<std::fs::File>, u64, Arc<[u8]>);
 
 impl Source {
     pub fn add(&self, content: &[u8], outboard: &[u8]) -> BlobId {
@@ -50,7 +51,7 @@ impl Source {
         file.write_all(&[0x55; 100]).unwrap();
         file.write_all(content).unwrap();
         let id = BlobId::of(content);
-        self.blobs.lock().unwrap().insert(id, ((Arc::new(file), content.len() as u64), outboard.into()));
+        self.blobs.lock().unwrap().insert(id, (Arc::new(file), content.len() as u64, outboard.into()));
         id
     }
 }
@@ -59,7 +60,7 @@ impl Serve for Source {
     fn serve(&self, _peer: NodeId, blob: &BlobId, what: What, range: Range<u64>) -> Result<Served, Refusal> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let blobs = self.blobs.lock().unwrap();
-        let ((file, size), outboard) = blobs.get(blob).ok_or(Refusal::NotHere)?;
+        let (file, size, outboard) = blobs.get(blob).ok_or(Refusal::NotHere)?;
         let lease = Box::new(self.leases.clone());
         match what {
             What::Blob => {
