@@ -95,10 +95,9 @@ impl Planner {
         while self.trials < TRIALS {
             let &(slot, at) = self.hole_claims.front()?;
             let blob = self.blobs.get_mut(slot)?;
-            let provisional = matches!(blob.phase, Phase::Provisional(_));
             let (id, size) = (blob.id, blob.pieces().size_bytes());
-            let found = match (blob.position(at), provisional) {
-                (Ok(position), false) => {
+            let found = match (blob.position(at), blob.phase) {
+                (Ok(position), Phase::Open) => {
                     let holder = &mut blob.holders[position];
                     let mut found = None;
                     while let Some(index) = holder.holes.as_ref().and_then(|holes| holes.next(0)) {
@@ -113,7 +112,7 @@ impl Planner {
                 _ => None,
             };
             let Some(index) = found else {
-                // Under a provisional outboard the claims wait; they are queued again when the size is proven.
+                // Without a confirmed outboard the claims wait; they are queued again when there is one.
                 self.hole_claims.pop_front();
                 if let Some(holder) = blob.holder(at) {
                     holder.hole_queued = false;

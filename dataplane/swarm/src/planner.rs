@@ -375,6 +375,7 @@ impl Planner {
             Phase::Provisional(_) | Phase::Open | Phase::Done => return,
         }
         self.fit_all(now, flight.slot);
+        self.finish_if_full(flight.slot);
     }
 
     /// What came as an outboard is none, or has another root or size. Names whom to charge; `None` for a dead tag.

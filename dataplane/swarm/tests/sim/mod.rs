@@ -91,6 +91,7 @@ struct State {
     have: Vec<PieceSet>,
     /// The size that it states, if it knows one.
     knows: Vec<bool>,
+    outboards: BTreeSet<usize>,
     cancelled: BTreeSet<Tag>,
     interested: BTreeSet<usize>,
     news: Vec<(usize, u64, bool)>,
@@ -146,6 +147,7 @@ impl Sim {
                     })
                     .collect(),
                 knows: blobs.iter().map(|blob| node.seeds || blob.trusted).collect(),
+                outboards: BTreeSet::new(),
                 cancelled: BTreeSet::new(),
                 interested: BTreeSet::new(),
                 news: Vec::new(),
@@ -426,7 +428,10 @@ impl Sim {
         let planner = &mut self.states[at].planner;
         match (index, what) {
             (_, Reply::NotHere) => planner.handle_failed(now, tag, Failure::NotHere),
-            (None, Reply::Good) => planner.handle_outboard(now, tag),
+            (None, Reply::Good) => {
+                planner.handle_outboard(now, tag);
+                self.states[at].outboards.insert(blob);
+            }
             (None, Reply::Bad) => {
                 let blame = planner.handle_bad_outboard(now, tag);
                 self.blame(at, blame);
@@ -496,12 +501,16 @@ impl Sim {
                     let size = stated.unwrap_or(u64::from(len));
                     let good_len = u64::from(len) == Pieces::new(size).len(index);
                     assert!(good_len, "the length of a piece is that of its blob");
-                    assert!(len as u64 <= PIECE_BYTES);
+                    let checkable = size <= PIECE_BYTES || self.states[at].outboards.contains(&truth);
+                    assert!(checkable, "a piece cannot be verified without the outboard");
                     assert!(!self.states[at].have[truth].contains(index), "asked for a verified piece");
                     self.request(at, tag, &node, &blob, Some(index), u64::from(len), size);
                 }
                 Action::TryHole { tag, blob, index, .. } => {
                     let blob = self.blob(&blob);
+                    let checkable =
+                        self.blobs[blob].size <= PIECE_BYTES || self.states[at].outboards.contains(&blob);
+                    assert!(checkable, "a hole cannot be tried without the outboard");
                     let good = self.blobs[blob].size == 0 || self.blobs[blob].holes.contains(index);
                     self.at(now + VERIFY_US, Event::Checked { node: at, tag, blob, index, good });
                 }
