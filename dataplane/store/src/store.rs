@@ -1,210 +1,210 @@
-//! The store.
-use std::fs::File;
-use std::io::Read;
-use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
-use std::time::Instant;
+//! [`Store`]: opening, closing, and what its parts share.
 
-use velo_object::{BlobId, IdPrefix, ObjectId, Outboard, PieceSet, Verified};
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::*;
+use velo_object::{BlobId, Tree};
 
-/// Entries of a table of the book: keys and values.
-pub type Entries = Vec<(Vec<u8>, Vec<u8>)>;
+use crate::arrivals::Arrivals;
+use crate::book::Book;
+use crate::copy::Buffers;
+use crate::dir::{Dir, Lock};
+use crate::files::Files;
+use crate::index::Index;
+use crate::pins::PinSet;
+use crate::space::{Reservation, Space};
+use crate::stage::Staging;
+use crate::{Counters, Durability, Recovery, StoreError, StoreOptions};
 
-/// The L1 store. Cheap to clone.
+/// The L1 store: complete blobs and packs, transfers that are under way, pins, the book. Cheap to clone; every method
+/// may be called from any thread, and may block on the disk.
 #[derive(Debug, Clone)]
-pub struct Store {}
-/// A put that has begun; dropped without a commit, it leaves nothing.
-#[derive(Debug)]
-pub struct Put {}
-/// A blob that is being received.
-#[derive(Debug)]
-pub struct Staging {}
-/// Tables of keys and values that files cannot give back; always flushed.
-#[derive(Debug)]
-pub struct Book {}
+pub struct Store(pub(crate) Arc<Inner>);
 
-#[allow(unused_variables, missing_docs, clippy::missing_errors_doc)]
+/// Monotonic counters.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub ingested_bytes: AtomicU64,
+    pub received_pieces: AtomicU64,
+    pub duplicate_pieces: AtomicU64,
+    pub committed: AtomicU64,
+    pub evicted: AtomicU64,
+    pub evicted_bytes: AtomicU64,
+    pub quarantined: AtomicU64,
+}
+
+/// What transfers need of the store while they run.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub space: Arc<Space>,
+    pub counts: Counts,
+    pub arrivals: Arrivals,
+}
+
+/// A transfer: on disk only, or with a [`Staging`].
+#[derive(Debug, Clone)]
+pub(crate) enum Slot {
+    Parked,
+    Active(Arc<Staging>),
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub dir: Dir,
+    lock: Lock,
+    pub threads: usize,
+    pub durability: Durability,
+    pub index: Index,
+    pub book: Book,
+    pub files: Files,
+    pub space: Arc<Space>,
+    pub shared: Arc<Shared>,
+    pub buffers: Buffers,
+    pub stagings: Mutex<HashMap<BlobId, Slot>>,
+    pub pins: Mutex<PinSet>,
+    /// Held while complete files appear or disappear.
+    pub changing: Mutex<()>,
+    next_put: AtomicU64,
+    closed: AtomicBool,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Store {
-    pub fn open(options: StoreOptions) -> Result<(Store, Recovery), StoreError> {
-        todo!()
+    /// Opens the store in `options.dir`, or makes one. After an unclean end it recovers by itself: transfers stay,
+    /// leftovers of puts go, the index is rebuilt.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] where another process has it, [`StoreError::Io`], [`StoreError::Database`].
+    pub fn open(options: StoreOptions) -> Result<(Self, Recovery), StoreError> {
+        let root: &Path = &options.dir;
+        let (lock, last) = Lock::take(root, options.durability)?;
+        let dir = Dir::make(root)?;
+        let orphans = crate::recover::sweep(&dir)?;
+        if !last.clean {
+            crate::recover::drop_index(&dir)?;
+        }
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let space = Arc::new(Space::new(root, options.capacity_bytes));
+        let shared = Arc::new(Shared {
+            space: space.clone(),
+            counts: Counts::default(),
+            arrivals: Arrivals::default(),
+        });
+        let index = Index::open(&dir.folder("index"))?;
+        let book = Book::open(&dir.folder("book"))?;
+        let inner = Arc::new(Inner {
+            dir,
+            lock,
+            threads,
+            durability: options.durability,
+            index,
+            book,
+            files: Files::default(),
+            space,
+            shared,
+            buffers: Buffers::default(),
+            stagings: Mutex::default(),
+            pins: Mutex::default(),
+            changing: Mutex::new(()),
+            next_put: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+        });
+        let store = Self(inner);
+        let mut recovery = Recovery { clean: last.clean, orphans, ..Recovery::default() };
+        if !last.clean {
+            recovery.rebuilt = true;
+            recovery.rehashed = last.suspect;
+            recovery.damaged = store.0.rebuild_index(last.suspect)?;
+        }
+        recovery.resumable = store.0.load_stagings()?;
+        recovery.files = store.0.load_figures()?;
+        store.0.load_pins()?;
+        Ok((store, recovery))
     }
-    /// Marks a clean shutdown; later calls give [`StoreError::Closed`]. Without it the next start rebuilds the index.
+
+    /// Flushes the index and marks a clean end, so that the next start need not rebuild it. Later calls that write
+    /// give [`StoreError::Closed`]; transfers go on at the next start.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Database`]: the next start then recovers.
     pub fn close(&self) -> Result<(), StoreError> {
-        todo!()
+        let inner = &self.0;
+        let _changing = lock(&inner.changing);
+        if inner.closed.swap(true, Relaxed) {
+            return Ok(());
+        }
+        let used: Vec<(BlobId, u64)> = inner.files.used().into_iter().collect();
+        inner.index.touch(&used)?;
+        inner.index.flush()?;
+        inner.files.clear();
+        inner.lock.mark_clean(inner.durability)
     }
-    pub fn begin_put(&self) -> Result<Put, StoreError> {
-        todo!()
-    }
-    /// As cache, whatever its size; refuses other content.
-    pub fn ingest_expected(&self, reader: &mut dyn Read, id: BlobId) -> Result<Ingested, StoreError> {
-        todo!()
-    }
-    /// Resumes by itself. `outboard` none: at most one piece, or one is staged here already.
-    pub fn stage(
-        &self,
-        id: BlobId,
-        size_bytes: u64,
-        outboard: Option<Outboard>,
-        sink: Option<File>,
-        kind: StageKind,
-    ) -> Result<Arc<Staging>, StoreError> {
-        todo!()
-    }
-    /// The running or resumable transfer of `id`, if there is one.
-    pub fn staging(&self, id: &BlobId) -> Option<Arc<Staging>> {
-        todo!()
-    }
-    pub fn serve(&self, id: &BlobId, what: What, range: Range<u64>) -> Result<Served, StoreError> {
-        todo!()
-    }
-    pub fn open_blob(&self, id: &BlobId, partial: bool) -> Result<BlobFile, StoreError> {
-        todo!()
-    }
-    pub fn stat(&self, id: &BlobId) -> Result<Option<BlobStat>, StoreError> {
-        todo!()
-    }
-    /// Whether all of it is here.
-    pub fn has(&self, id: &BlobId) -> Result<bool, StoreError> {
-        todo!()
-    }
-    /// Files (blobs, packs, partial ones), not what lies in packs.
-    pub fn list(&self, after: Option<&BlobId>, limit: usize) -> Result<Vec<(BlobId, BlobStat)>, StoreError> {
-        todo!()
-    }
-    pub fn resolve(&self, prefix: &IdPrefix, limit: usize) -> Result<Vec<BlobId>, StoreError> {
-        todo!()
-    }
-    /// Of a complete or partial blob of more than one piece; none for smaller ones.
-    pub fn outboard(&self, id: &BlobId) -> Result<Option<Outboard>, StoreError> {
-        todo!()
-    }
-    pub fn have(&self, id: &BlobId) -> Result<Option<Have>, StoreError> {
-        todo!()
-    }
-    /// Waits also for what is not yet being received.
-    pub fn wait(&self, id: &BlobId, range: Range<u64>, deadline: Instant) -> Result<(), StoreError> {
-        todo!()
-    }
-    /// The checked table of a tree that is here.
-    pub fn tree(&self, id: &BlobId) -> Result<velo_object::Tree<Vec<u8>>, StoreError> {
-        todo!()
-    }
-    pub fn pin(&self, root: ObjectId) -> Result<(), StoreError> {
-        todo!()
-    }
-    /// False where it was not pinned.
-    pub fn unpin(&self, root: ObjectId) -> Result<bool, StoreError> {
-        todo!()
-    }
-    pub fn pins(&self) -> Result<Vec<ObjectId>, StoreError> {
-        todo!()
-    }
-    pub fn remove(&self, root: ObjectId) -> Result<Removed, StoreError> {
-        todo!()
-    }
-    /// Hashes everything; `progress` is called now and then and may stop it.
-    pub fn verify(
-        &self,
-        progress: impl FnMut(&Verification) -> ControlFlow<()>,
-    ) -> Result<Verification, StoreError> {
-        todo!()
-    }
-    /// The index anew from the files.
-    pub fn rebuild(&self) -> Result<(), StoreError> {
-        todo!()
-    }
-    pub fn usage(&self) -> Result<Usage, StoreError> {
-        todo!()
-    }
-    pub fn counters(&self) -> Counters {
-        todo!()
-    }
+
+    /// Refs, pins, policies, jobs: what files cannot give back.
     pub fn book(&self) -> &Book {
-        todo!()
+        &self.0.book
+    }
+
+    /// What has happened since the store was opened.
+    pub fn counters(&self) -> Counters {
+        let counts = &self.0.shared.counts;
+        Counters {
+            ingested_bytes: counts.ingested_bytes.load(Relaxed),
+            received_pieces: counts.received_pieces.load(Relaxed),
+            duplicate_pieces: counts.duplicate_pieces.load(Relaxed),
+            committed: counts.committed.load(Relaxed),
+            evicted: counts.evicted.load(Relaxed),
+            evicted_bytes: counts.evicted_bytes.load(Relaxed),
+            quarantined: counts.quarantined.load(Relaxed),
+            full: self.0.space.refused.load(Relaxed),
+        }
+    }
+
+    /// The checked table of a tree that is here.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], [`StoreError::Tree`] where the blob is no table, [`StoreError::Damaged`].
+    pub fn tree(&self, id: &BlobId) -> Result<Tree<Vec<u8>>, StoreError> {
+        self.0.tree(id)
     }
 }
 
-#[allow(unused_variables, missing_docs, clippy::missing_errors_doc)]
-impl Put {
-    /// A regular file, wherever its position is. In tree order: small ones go to the packs.
-    pub fn file(&mut self, file: &File) -> Result<Ingested, StoreError> {
-        todo!()
+impl Inner {
+    /// Refuses to change a closed store.
+    pub fn writable(&self) -> Result<(), StoreError> {
+        if self.closed.load(Relaxed) { Err(StoreError::Closed) } else { Ok(()) }
     }
-    /// Several files in tree order.
-    pub fn files(&mut self, files: &[File]) -> Result<Vec<Ingested>, StoreError> {
-        todo!()
-    }
-    /// A content of at most `PACKED_FILE_BYTES`, in tree order.
-    pub fn small(&mut self, content: &[u8]) -> Result<Ingested, StoreError> {
-        todo!()
-    }
-    /// Ends the packs; gives them in order. No small content may follow.
-    pub fn finish_packs(&mut self) -> Result<Vec<Ingested>, StoreError> {
-        todo!()
-    }
-    /// Durable, visible, pinned as one unit. `table`: the bytes of a tree's table, unless it is here already.
-    pub fn commit(self, root: ObjectId, table: Option<&[u8]>) -> Result<(), StoreError> {
-        todo!()
-    }
-}
 
-#[allow(unused_variables, missing_docs, clippy::missing_errors_doc)]
-impl Staging {
-    pub fn id(&self) -> BlobId {
-        todo!()
+    pub fn next_put(&self) -> u64 {
+        self.next_put.fetch_add(1, Relaxed)
     }
-    pub fn size_bytes(&self) -> u64 {
-        todo!()
-    }
-    pub fn have(&self) -> PieceSet {
-        todo!()
-    }
-    pub fn holes(&self) -> PieceSet {
-        todo!()
-    }
-    pub fn has(&self, index: u64) -> bool {
-        todo!()
-    }
-    /// The outboard it is received under; none for a blob of one piece.
-    pub fn outboard(&self) -> Option<Outboard> {
-        todo!()
-    }
-    /// Writes a piece (or punches a hole), from any thread. False where it was there.
-    pub fn write<B: AsRef<[u8]>>(&self, piece: &Verified<B>) -> Result<bool, StoreError> {
-        todo!()
-    }
-    /// Pieces still missing.
-    pub fn remaining(&self) -> u64 {
-        todo!()
-    }
-    /// Durable, then visible. A sink is only flushed and forgotten.
-    pub fn commit(&self) -> Result<(), StoreError> {
-        todo!()
-    }
-    /// Gives up and deletes what has arrived.
-    pub fn abandon(&self) -> Result<(), StoreError> {
-        todo!()
-    }
-}
 
-#[allow(unused_variables, missing_docs, clippy::missing_errors_doc)]
-impl Book {
-    pub fn get(&self, table: &str, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        todo!()
+    /// Promises room, evicting what may be evicted.
+    pub fn reserve(&self, bytes: u64) -> Result<Reservation, StoreError> {
+        self.writable()?;
+        let short = self.space.short_of(bytes)?;
+        if short > 0 {
+            self.evict(short)?;
+            if self.space.short_of(bytes)? > 0 {
+                return Err(self.space.full(bytes));
+            }
+        }
+        Ok(self.space.reserve(bytes))
     }
-    /// `expect` none: whatever stands there; else [`StoreError::Conflict`] unless exactly that stands there.
-    pub fn put_if(
-        &self,
-        table: &str,
-        key: &[u8],
-        value: Option<&[u8]>,
-        expect: Option<Option<&[u8]>>,
-    ) -> Result<(), StoreError> {
-        todo!()
-    }
-    pub fn scan(&self, table: &str, after: Option<&[u8]>, limit: usize) -> Result<Entries, StoreError> {
-        todo!()
+
+    pub fn tree(&self, id: &BlobId) -> Result<Tree<Vec<u8>>, StoreError> {
+        let bytes = self.read_whole(id)?;
+        if BlobId::of(&bytes) != *id {
+            return Err(StoreError::Damaged(*id));
+        }
+        Tree::parse(bytes).map_err(|error| StoreError::Tree { tree: *id, error })
     }
 }

@@ -1,0 +1,247 @@
+//! Pins, removal and eviction: what stays and what may go.
+//!
+//! A pin is of a root. It protects the files of all that the root names, as one unit: a tree's table, its packs and
+//! its blobs. Pins are in the book; what they protect is worked out at the start and kept in memory.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering::Relaxed;
+
+use velo_object::{BlobId, ObjectId, ObjectKind};
+
+use crate::index::{FileRecord, Indexed};
+use crate::store::{Inner, Store, lock};
+use crate::{Removed, StoreError};
+
+const TABLE: &str = "store.pins";
+
+/// The pinned roots and what they protect.
+#[derive(Debug, Default)]
+pub(crate) struct PinSet {
+    named: HashMap<ObjectId, Vec<BlobId>>,
+    counts: HashMap<BlobId, u32>,
+    /// Roots that are not here yet: what they name is not known.
+    open: HashSet<ObjectId>,
+}
+
+impl PinSet {
+    /// Whether a pin keeps this file.
+    pub fn protects(&self, file: &BlobId) -> bool {
+        self.counts.contains_key(file)
+    }
+
+    fn insert(&mut self, root: ObjectId, named: Named) {
+        self.remove(&root);
+        if !named.known {
+            self.open.insert(root);
+        }
+        for id in &named.files {
+            *self.counts.entry(*id).or_default() += 1;
+        }
+        self.named.insert(root, named.files);
+    }
+
+    fn remove(&mut self, root: &ObjectId) -> bool {
+        self.open.remove(root);
+        let Some(files) = self.named.remove(root) else { return false };
+        for id in files {
+            if let Some(count) = self.counts.get_mut(&id) {
+                *count -= 1;
+                if *count == 0 {
+                    self.counts.remove(&id);
+                }
+            }
+        }
+        true
+    }
+}
+
+/// The files that a root names.
+struct Named {
+    files: Vec<BlobId>,
+    /// Whether that is all: the root is here.
+    known: bool,
+}
+
+fn key(root: &ObjectId) -> Vec<u8> {
+    root.to_string().into_bytes()
+}
+
+impl Store {
+    /// Pins a root, here or not: what it names is kept once it is here.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`], [`StoreError::Database`], [`StoreError::Io`].
+    pub fn pin(&self, root: ObjectId) -> Result<(), StoreError> {
+        let _changing = lock(&self.0.changing);
+        self.0.writable()?;
+        self.0.pin(root)
+    }
+
+    /// Takes a pin away: what no other pin names is cache from now on. False where there was none.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`], [`StoreError::Database`].
+    pub fn unpin(&self, root: ObjectId) -> Result<bool, StoreError> {
+        let _changing = lock(&self.0.changing);
+        self.0.writable()?;
+        self.0.unpin(root)
+    }
+
+    /// The pinned roots, in order.
+    ///
+    /// # Errors
+    /// None today.
+    pub fn pins(&self) -> Result<Vec<ObjectId>, StoreError> {
+        let mut roots: Vec<ObjectId> = lock(&self.0.pins).named.keys().copied().collect();
+        roots.sort_unstable();
+        Ok(roots)
+    }
+
+    /// Removes a root with its pin, and all that it names and no other pinned root does; also what has arrived of a
+    /// transfer. Who has a file open may read on.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] where it is neither pinned nor here nor arriving; [`StoreError::Database`],
+    /// [`StoreError::Io`].
+    pub fn remove(&self, root: ObjectId) -> Result<Removed, StoreError> {
+        let inner = &self.0;
+        let changing = lock(&inner.changing);
+        inner.writable()?;
+        let named = inner.named(root)?;
+        let was_pinned = inner.unpin(root)?;
+        let mut removed = Removed::default();
+        let mut gone: Vec<Indexed> = Vec::new();
+        let mut arriving = Vec::new();
+        for id in named.files {
+            if lock(&inner.pins).protects(&id) {
+                removed.kept += 1;
+            } else if let Some(record) = inner.index.file(&id)? {
+                if inner.files.is_held(&id) {
+                    removed.kept += 1;
+                } else {
+                    gone.push(inner.indexed(id, record));
+                }
+            } else {
+                arriving.push(id);
+            }
+        }
+        removed.blobs = gone.len() as u64;
+        removed.bytes = inner.unpublish(&gone)?;
+        drop(changing);
+        let mut abandoned = false;
+        for id in arriving {
+            if let Some(staging) = self.staging(&id).filter(|staging| !staging.is_sink()) {
+                staging.abandon()?;
+                abandoned = true;
+            }
+        }
+        if !was_pinned && gone.is_empty() && !abandoned && removed.kept == 0 {
+            return Err(StoreError::NotFound(root.blob));
+        }
+        Ok(removed)
+    }
+}
+
+impl Inner {
+    fn named(&self, root: ObjectId) -> Result<Named, StoreError> {
+        let located = self.locate(&root.blob)?;
+        let Some(located) = located else {
+            return Ok(Named { files: vec![root.blob], known: false });
+        };
+        let mut files = vec![located.file];
+        if root.kind == ObjectKind::Tree {
+            match self.tree(&root.blob) {
+                Ok(tree) => files.extend(tree.packs().chain(tree.blobs()).map(|named| named.blob)),
+                Err(error @ (StoreError::Tree { .. } | StoreError::Damaged(_))) => {
+                    tracing::warn!(%root, %error, "what this root names cannot be read");
+                    return Ok(Named { files, known: false });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Named { files, known: true })
+    }
+
+    /// Pins; the caller holds `changing`.
+    pub fn pin(&self, root: ObjectId) -> Result<(), StoreError> {
+        let named = self.named(root)?;
+        self.book.put_if(TABLE, &key(&root), Some(&[]), None)?;
+        lock(&self.pins).insert(root, named);
+        self.count_pinned()
+    }
+
+    fn unpin(&self, root: ObjectId) -> Result<bool, StoreError> {
+        self.book.put_if(TABLE, &key(&root), None, None)?;
+        let was = lock(&self.pins).remove(&root);
+        self.count_pinned()?;
+        Ok(was)
+    }
+
+    /// Reads the pins from the book.
+    pub fn load_pins(&self) -> Result<(), StoreError> {
+        let mut pins = PinSet::default();
+        for (key, _) in self.book.scan(TABLE, None, usize::MAX)? {
+            match std::str::from_utf8(&key).ok().and_then(|text| text.parse().ok()) {
+                Some(root) => pins.insert(root, self.named(root)?),
+                None => tracing::warn!(?key, "not a pin; it is left alone"),
+            }
+        }
+        *lock(&self.pins) = pins;
+        self.count_pinned()
+    }
+
+    /// Works out again what those roots name that have come now.
+    pub fn pinned_arrived(&self, added: &[Indexed]) -> Result<(), StoreError> {
+        let roots: Vec<ObjectId> = {
+            let pins = lock(&self.pins);
+            if !added.iter().any(|indexed| pins.protects(&indexed.id)) && pins.open.is_empty() {
+                return Ok(());
+            }
+            pins.open.iter().copied().collect()
+        };
+        for root in roots {
+            if self.locate(&root.blob)?.is_some() {
+                let named = self.named(root)?;
+                lock(&self.pins).insert(root, named);
+            }
+        }
+        self.count_pinned()
+    }
+
+    fn count_pinned(&self) -> Result<(), StoreError> {
+        let ids: Vec<BlobId> = lock(&self.pins).counts.keys().copied().collect();
+        let mut pinned = 0;
+        for id in ids {
+            pinned += self.index.file(&id)?.map_or(0, |record| record.stored_bytes);
+        }
+        self.space.pinned_bytes.store(pinned, Relaxed);
+        Ok(())
+    }
+
+    /// Makes `bytes` of room, if it can: removes what was used longest ago and is neither pinned, nor being read, nor
+    /// part of a put.
+    pub fn evict(&self, bytes: u64) -> Result<(), StoreError> {
+        let _changing = lock(&self.changing);
+        let used = self.files.used();
+        let mut candidates: Vec<(u64, BlobId, FileRecord)> = {
+            let pins = lock(&self.pins);
+            let files = self.index.files(None, usize::MAX)?;
+            let free = files.into_iter().filter(|(id, _)| !pins.protects(id));
+            free.map(|(id, record)| (used.get(&id).copied().unwrap_or(record.used), id, record)).collect()
+        };
+        candidates.sort_unstable_by_key(|(used, id, _)| (*used, *id));
+        let mut freed = 0;
+        for (_, id, record) in candidates {
+            if freed >= bytes {
+                break;
+            }
+            if !self.files.close_if_idle(&id) {
+                continue;
+            }
+            freed += self.unpublish(&[self.indexed(id, record)])?;
+            self.shared.counts.evicted.fetch_add(1, Relaxed);
+            self.shared.counts.evicted_bytes.fetch_add(record.stored_bytes, Relaxed);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,165 @@
+//! Durable, then visible: how arrived files become blobs.
+//!
+//! Order, so that a crash at any instruction leaves either what was staged or a complete blob:
+//! 1. the bytes are flushed, 2. the file gets its name under `blobs/` or `packs/`, 3. the directory is flushed,
+//! 4. the index is told, 5. a pin, where there is one, is written into the book. Eviction waits meanwhile. The outboard beside the file needs no
+//! flush: it is checked whenever it is read and made anew from the bytes where it is damaged.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
+
+use velo_object::pack::{PACK_TRAILER_BYTES, PackError};
+use velo_object::{BlobId, ObjectId, PackEntry, PackIndex};
+
+use crate::copy::on_all_cores;
+use crate::dir::{FileKind, remove_file, sync_dir};
+use crate::error::At;
+use crate::index::{FileRecord, Indexed};
+use crate::store::{Inner, lock};
+use crate::{Durability, StoreError};
+
+/// From so many files on, one flush of the whole file system is cheaper than one of each.
+const FLUSH_ALL_FROM: usize = 64;
+
+/// A whole, verified content in a file of `staging/`.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    pub id: BlobId,
+    pub kind: FileKind,
+    pub path: PathBuf,
+    pub size_bytes: u64,
+    /// Encoded; for more than one piece.
+    pub outboard: Option<Vec<u8>>,
+    /// Of a pack, each verified.
+    pub contents: Vec<PackEntry>,
+}
+
+impl Inner {
+    /// Makes arrivals durable, then visible, all of them; and pins `root`, if there is one.
+    pub fn publish(&self, arrivals: &[Arrival], root: Option<ObjectId>) -> Result<(), StoreError> {
+        self.writable()?;
+        for arrival in arrivals {
+            if let Some(bytes) = &arrival.outboard {
+                let path = self.dir.outboard(&arrival.id, arrival.kind);
+                fs::write(&path, bytes).map_err(|error| self.space.io(error, &path, bytes.len() as u64))?;
+            }
+            fs::set_permissions(&arrival.path, fs::Permissions::from_mode(0o444)).at(&arrival.path)?;
+        }
+        self.flush(arrivals)?;
+
+        let _changing = lock(&self.changing);
+        self.writable()?;
+        let mut added = Vec::with_capacity(arrivals.len());
+        let mut folders = Vec::new();
+        for arrival in arrivals {
+            if self.index.file(&arrival.id)?.is_some() {
+                remove_file(&arrival.path)?;
+                continue;
+            }
+            let path = self.dir.file(&arrival.id, arrival.kind);
+            fs::rename(&arrival.path, &path).at(&path)?;
+            folders.extend(path.parent().map(Path::to_owned));
+            let record = FileRecord {
+                kind: arrival.kind,
+                size_bytes: arrival.size_bytes,
+                stored_bytes: fs::metadata(&path).at(&path)?.blocks() * 512,
+                used: self.files.tick(),
+            };
+            added.push(Indexed { id: arrival.id, record, contents: arrival.contents.clone() });
+        }
+        if self.durability == Durability::Fsync {
+            folders.sort_unstable();
+            folders.dedup();
+            folders.iter().try_for_each(|folder| sync_dir(folder))?;
+        }
+        self.index.add(&added)?;
+        let stored: u64 = added.iter().map(|indexed| indexed.record.stored_bytes).sum();
+        self.space.used_bytes.fetch_add(stored, Relaxed);
+        if let Some(root) = root {
+            self.pin(root)?;
+        }
+        self.pinned_arrived(&added)?;
+        self.shared.counts.committed.fetch_add(added.len() as u64, Relaxed);
+        self.shared.arrivals.announce();
+        Ok(())
+    }
+
+    fn flush(&self, arrivals: &[Arrival]) -> Result<(), StoreError> {
+        if self.durability == Durability::Process {
+            return Ok(());
+        }
+        let staging = self.dir.folder("staging");
+        if arrivals.len() >= FLUSH_ALL_FROM {
+            let dir = File::open(&staging).at(&staging)?;
+            return rustix::fs::syncfs(&dir).map_err(|error| self.space.io(error.into(), &staging, 0));
+        }
+        let flush = |_: &mut Vec<u8>, index: u64| {
+            let path = &arrivals[index as usize].path;
+            File::open(path).and_then(|file| file.sync_all()).map_err(|error| self.space.io(error, path, 0))
+        };
+        on_all_cores(arrivals.len() as u64, 8, &self.buffers, &flush).map(drop)
+    }
+
+    /// Stops what was complete from being here: forgets it and deletes its file. The caller holds `changing`.
+    pub fn unpublish(&self, gone: &[Indexed]) -> Result<u64, StoreError> {
+        self.index.remove(gone)?;
+        let mut freed = 0;
+        for Indexed { id, record, .. } in gone {
+            self.files.close(id);
+            self.space.used_bytes.fetch_sub(record.stored_bytes, Relaxed);
+            freed += record.stored_bytes;
+            remove_file(&self.dir.file(id, record.kind))?;
+            remove_file(&self.dir.outboard(id, record.kind))?;
+        }
+        Ok(freed)
+    }
+
+    /// An entry of the index with the contents of the pack, if it is one that can be read.
+    pub fn indexed(&self, id: BlobId, record: FileRecord) -> Indexed {
+        let contents = match record.kind {
+            FileKind::Loose => Vec::new(),
+            FileKind::Pack => File::open(self.dir.file(&id, record.kind))
+                .ok()
+                .and_then(|file| pack_index(&id, &file, record.size_bytes).ok())
+                .unwrap_or_default(),
+        };
+        Indexed { id, record, contents }
+    }
+}
+
+/// The checked index of a pack file.
+pub(crate) fn pack_index(id: &BlobId, file: &File, size_bytes: u64) -> Result<Vec<PackEntry>, StoreError> {
+    let not_a_pack = |error| StoreError::Pack { pack: *id, error };
+    let mut trailer = [0; PACK_TRAILER_BYTES as usize];
+    let at =
+        size_bytes.checked_sub(PACK_TRAILER_BYTES).ok_or_else(|| not_a_pack(PackError::Size(size_bytes)))?;
+    file.read_exact_at(&mut trailer, at).at(id.to_string())?;
+    let range = PackIndex::range(size_bytes, &trailer).map_err(not_a_pack)?;
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    file.read_exact_at(&mut bytes, range.start).at(id.to_string())?;
+    Ok(PackIndex::parse(size_bytes, range, &bytes).map_err(not_a_pack)?.into_entries())
+}
+
+/// The index of a received pack, every content hashed.
+pub(crate) fn check_pack(
+    inner: &Inner,
+    id: &BlobId,
+    file: &File,
+    size_bytes: u64,
+) -> Result<Vec<PackEntry>, StoreError> {
+    let entries = pack_index(id, file, size_bytes)?;
+    let check = |buffer: &mut Vec<u8>, index: u64| {
+        let entry = &entries[index as usize];
+        let bytes = &mut buffer[..entry.len as usize];
+        file.read_exact_at(bytes, u64::from(entry.offset_bytes)).at(id.to_string())?;
+        if BlobId::of(bytes) == entry.blob {
+            Ok(())
+        } else {
+            Err(StoreError::Pack { pack: *id, error: PackError::Mismatch(entry.blob) })
+        }
+    };
+    on_all_cores(entries.len() as u64, inner.threads, &inner.buffers, &check)?;
+    Ok(entries)
+}

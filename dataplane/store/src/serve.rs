@@ -1,0 +1,122 @@
+//! Handing out bytes: ranges to send to peers, read-only files for local readers.
+
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+
+use velo_object::BlobId;
+
+use crate::dir::Part;
+use crate::error::At;
+use crate::query::Located;
+use crate::store::{Inner, Store};
+use crate::{BlobFile, Lease, Served, ServedContent, StoreError, What};
+
+impl Store {
+    /// Verified bytes of a complete or partial blob, or of its outboard. A range that goes beyond the end is cut off
+    /// there; of a partial blob all of the range must be here. The lease in it keeps the blob from eviction.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], [`StoreError::NotHere`], [`StoreError::Io`].
+    pub fn serve(&self, id: &BlobId, what: What, range: Range<u64>) -> Result<Served, StoreError> {
+        match what {
+            What::Blob => self.serve_blob(id, range),
+            What::Outboard => {
+                let outboard = self.outboard(id)?.ok_or(StoreError::NotFound(*id))?;
+                let bytes = outboard.encode();
+                let range = cut(id, &range, bytes.len() as u64)?;
+                let part: Arc<[u8]> = bytes[range.start as usize..range.end as usize].into();
+                Ok(Served {
+                    len_bytes: part.len() as u64,
+                    content: ServedContent::Bytes(part),
+                    lease: Lease(None),
+                })
+            }
+        }
+    }
+
+    fn serve_blob(&self, id: &BlobId, range: Range<u64>) -> Result<Served, StoreError> {
+        // Files that are open are found without asking the index.
+        let (open, base, size_bytes) = match self.0.files.get(id) {
+            Some(open) => {
+                let size_bytes = open.size_bytes;
+                (open, 0, size_bytes)
+            }
+            None => match self.0.locate(id)? {
+                Some(located) => (self.0.open_located(&located)?, located.offset_bytes, located.size_bytes),
+                None => return self.serve_partial(id, range),
+            },
+        };
+        let range = cut(id, &range, size_bytes)?;
+        let content = ServedContent::File { file: open.file.clone(), offset_bytes: base + range.start };
+        Ok(Served { content, len_bytes: range.end - range.start, lease: Lease(Some(open)) })
+    }
+
+    fn serve_partial(&self, id: &BlobId, range: Range<u64>) -> Result<Served, StoreError> {
+        let staging = self.staging(id).ok_or(StoreError::NotFound(*id))?;
+        let range = cut(id, &range, staging.size_bytes())?;
+        let not_here = StoreError::NotHere { blob: *id, start: range.start, end: range.end };
+        match staging.reader() {
+            Some(file) if staging.covers(range.clone()) => {
+                let content = ServedContent::File { file, offset_bytes: range.start };
+                Ok(Served { content, len_bytes: range.end - range.start, lease: Lease(None) })
+            }
+            _ => Err(not_here),
+        }
+    }
+
+    /// A blob as a read-only file of its own, to be handed to a local reader. With `partial`, also one that is still
+    /// arriving: [`Store::wait`] says when a range of it may be read. Holes that have arrived read as zeros.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], [`StoreError::Io`].
+    pub fn open_blob(&self, id: &BlobId, partial: bool) -> Result<BlobFile, StoreError> {
+        let inner = &self.0;
+        if let Some(located) = inner.locate(id)? {
+            return inner.open_complete(&located);
+        }
+        let staging = self.staging(id).filter(|_| partial).ok_or(StoreError::NotFound(*id))?;
+        if staging.is_sink() {
+            return Err(StoreError::NotFound(*id));
+        }
+        let path = inner.dir.staged(id, Part::Data);
+        match File::open(&path) {
+            Ok(file) => Ok(BlobFile {
+                file,
+                offset_bytes: 0,
+                size_bytes: staging.size_bytes(),
+                complete: false,
+                lease: Lease(None),
+            }),
+            // It was committed just now.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                inner.open_complete(&inner.locate(id)?.ok_or(StoreError::NotFound(*id))?)
+            }
+            Err(error) => Err(error).at(&path),
+        }
+    }
+}
+
+impl Inner {
+    fn open_complete(&self, located: &Located) -> Result<BlobFile, StoreError> {
+        let open = self.open_located(located)?;
+        let path = self.dir.file(&located.file, located.record.kind);
+        Ok(BlobFile {
+            // Not a duplicate, which would share its position with all others.
+            file: File::open(&path).at(&path)?,
+            offset_bytes: located.offset_bytes,
+            size_bytes: located.size_bytes,
+            complete: true,
+            lease: Lease(Some(open)),
+        })
+    }
+}
+
+/// The part of a range within `size_bytes`.
+fn cut(id: &BlobId, range: &Range<u64>, size_bytes: u64) -> Result<Range<u64>, StoreError> {
+    let end = range.end.min(size_bytes);
+    if range.start > end || (range.start == end && range.start < range.end && size_bytes > 0) {
+        return Err(StoreError::NotHere { blob: *id, start: range.start, end: range.end });
+    }
+    Ok(range.start..end)
+}

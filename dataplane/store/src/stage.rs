@@ -1,0 +1,287 @@
+//! Transfers: a blob that arrives piece by piece, from many threads, and can be read while it does.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use rustix::fs::OFlags;
+use velo_object::{BlobId, Outboard, PieceSet, Pieces, Verified};
+
+use crate::dir::{FileKind, Part, remove_file};
+use crate::error::At;
+use crate::extents::{punch, write_sparse};
+use crate::have_map::HaveMap;
+use crate::publish::{Arrival, check_pack};
+use crate::space::Reservation;
+use crate::store::{Inner, Shared};
+use crate::{StageKind, StoreError};
+
+/// Where a transfer stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    Committed,
+    Abandoned,
+}
+
+#[derive(Debug)]
+pub(crate) struct Progress {
+    pub have: PieceSet,
+    pub holes: PieceSet,
+}
+
+/// A blob that is being received. Shared by all who write it; it takes only [`Verified`] pieces.
+#[derive(Debug)]
+pub struct Staging {
+    id: BlobId,
+    pieces: Pieces,
+    kind: StageKind,
+    outboard: Option<Outboard>,
+    /// None: the blob was here before.
+    file: Option<File>,
+    /// For readers; none where the file (a sink) cannot be read.
+    reader: Option<Arc<File>>,
+    /// None: a sink.
+    map: Option<HaveMap>,
+    /// The file had other bytes where pieces are missing: a hole must be punched.
+    dirty: bool,
+    state: Mutex<Progress>,
+    phase: Mutex<Phase>,
+    reservation: Mutex<Option<Reservation>>,
+    inner: Weak<Inner>,
+    shared: Arc<Shared>,
+}
+
+/// What a staging is made of.
+pub(crate) struct Made {
+    pub id: BlobId,
+    pub size_bytes: u64,
+    pub kind: StageKind,
+    pub outboard: Option<Outboard>,
+    pub file: Option<File>,
+    pub reader: Option<Arc<File>>,
+    pub map: Option<HaveMap>,
+    pub dirty: bool,
+    pub state: Progress,
+    pub reservation: Option<Reservation>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Staging {
+    pub(crate) fn new(inner: &Arc<Inner>, made: Made) -> Arc<Self> {
+        let committed = made.file.is_none();
+        Arc::new(Self {
+            id: made.id,
+            pieces: Pieces::new(made.size_bytes),
+            kind: made.kind,
+            outboard: made.outboard,
+            file: made.file,
+            reader: made.reader,
+            map: made.map,
+            dirty: made.dirty,
+            state: Mutex::new(made.state),
+            phase: Mutex::new(if committed { Phase::Committed } else { Phase::Open }),
+            reservation: Mutex::new(made.reservation),
+            inner: Arc::downgrade(inner),
+            shared: inner.shared.clone(),
+        })
+    }
+
+    /// The blob.
+    pub fn id(&self) -> BlobId {
+        self.id
+    }
+
+    /// Its size.
+    pub fn size_bytes(&self) -> u64 {
+        self.pieces.size_bytes()
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> StageKind {
+        self.kind
+    }
+
+    /// The outboard it is received under; none for a blob of one piece.
+    pub fn outboard(&self) -> Option<Outboard> {
+        self.outboard.clone()
+    }
+
+    /// Whether it goes into a caller's file and is not kept.
+    pub fn is_sink(&self) -> bool {
+        self.map.is_none() && self.file.is_some()
+    }
+
+    /// The pieces that are here, holes among them.
+    pub fn have(&self) -> PieceSet {
+        lock(&self.state).have.clone()
+    }
+
+    /// Those that are holes.
+    pub fn holes(&self) -> PieceSet {
+        lock(&self.state).holes.clone()
+    }
+
+    /// Whether piece `index` is here.
+    pub fn has(&self, index: u64) -> bool {
+        lock(&self.state).have.contains(index)
+    }
+
+    /// Pieces still missing.
+    pub fn remaining(&self) -> u64 {
+        let state = lock(&self.state);
+        state.have.len() - state.have.count()
+    }
+
+    /// Whether all pieces of a byte range are here.
+    pub(crate) fn covers(&self, range: std::ops::Range<u64>) -> bool {
+        lock(&self.state).have.contains_all(self.pieces.covering(range))
+    }
+
+    pub(crate) fn reader(&self) -> Option<Arc<File>> {
+        self.reader.clone()
+    }
+
+    /// Writes a piece; of a hole only the state is written. Any thread may call it, for any piece, at any time.
+    /// False where the piece was here already.
+    ///
+    /// # Errors
+    /// [`StoreError::Stranger`] for a piece of something else, [`StoreError::Ended`], [`StoreError::Full`],
+    /// [`StoreError::Io`]. After an error the piece is missing, as before.
+    pub fn write<B: AsRef<[u8]>>(&self, piece: &Verified<B>) -> Result<bool, StoreError> {
+        let index = piece.index();
+        let len = piece.len() as u64;
+        if piece.blob() != self.id || index >= self.pieces.count() || len != self.pieces.len(index) {
+            return Err(StoreError::Stranger { blob: self.id, index });
+        }
+        if self.has(index) {
+            self.shared.counts.duplicate_pieces.fetch_add(1, Relaxed);
+            return Ok(false);
+        }
+        let file = match (&self.file, *lock(&self.phase)) {
+            (Some(file), Phase::Open) => file,
+            _ => return Err(StoreError::Ended(self.id)),
+        };
+        let offset = piece.offset_bytes();
+        let hole = piece.is_hole();
+        let written = match piece.bytes() {
+            Some(bytes) if self.dirty => file.write_all_at(bytes, offset),
+            Some(bytes) => write_sparse(file, bytes, offset),
+            None if self.dirty => punch(file, offset, len),
+            None => Ok(()),
+        };
+        written
+            .and_then(|()| self.map.as_ref().map_or(Ok(()), |map| map.set(index, hole)))
+            .map_err(|error| self.shared.space.io(error, &self.path(), len))?;
+        if let Some(reservation) = &*lock(&self.reservation) {
+            reservation.written(len);
+        }
+        let fresh = {
+            let mut state = lock(&self.state);
+            if hole {
+                state.holes.insert(index);
+            }
+            state.have.insert(index)
+        };
+        let counter =
+            if fresh { &self.shared.counts.received_pieces } else { &self.shared.counts.duplicate_pieces };
+        counter.fetch_add(1, Relaxed);
+        self.shared.arrivals.announce();
+        Ok(fresh)
+    }
+
+    /// Makes the whole blob durable, then visible. A pack's contents are hashed and indexed. A sink is only let go:
+    /// whoever owns the file flushes it. Calling it again does nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Incomplete`] while pieces are missing, [`StoreError::Ended`] where it was abandoned,
+    /// [`StoreError::Pack`] where the bytes are no pack, [`StoreError::Full`], [`StoreError::Io`]. The transfer is
+    /// then as it was.
+    pub fn commit(&self) -> Result<(), StoreError> {
+        let mut phase = lock(&self.phase);
+        match *phase {
+            Phase::Committed => return Ok(()),
+            Phase::Abandoned => return Err(StoreError::Ended(self.id)),
+            Phase::Open => {}
+        }
+        let missing = self.remaining();
+        if missing > 0 {
+            return Err(StoreError::Incomplete { blob: self.id, missing });
+        }
+        let inner = self.inner.upgrade().ok_or(StoreError::Closed)?;
+        if let (Some(file), Some(_)) = (&self.file, &self.map) {
+            let contents = match self.kind {
+                StageKind::Blob => Vec::new(),
+                StageKind::Pack => check_pack(&inner, &self.id, file, self.size_bytes())?,
+            };
+            let arrival = Arrival {
+                id: self.id,
+                kind: match self.kind {
+                    StageKind::Blob => FileKind::Loose,
+                    StageKind::Pack => FileKind::Pack,
+                },
+                path: inner.dir.staged(&self.id, Part::Data),
+                size_bytes: self.size_bytes(),
+                outboard: self.outboard.as_ref().map(Outboard::encode),
+                contents,
+            };
+            inner.publish(&[arrival], None)?;
+            for part in [Part::Map, Part::Outboard] {
+                remove_file(&inner.dir.staged(&self.id, part))?;
+            }
+        }
+        *phase = Phase::Committed;
+        self.end(&inner);
+        Ok(())
+    }
+
+    /// Gives up and deletes what has arrived (of a sink: nothing, the file is the caller's). Nothing happens where it
+    /// was committed.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn abandon(&self) -> Result<(), StoreError> {
+        let mut phase = lock(&self.phase);
+        if *phase != Phase::Open {
+            return Ok(());
+        }
+        *phase = Phase::Abandoned;
+        let Some(inner) = self.inner.upgrade() else { return Ok(()) };
+        self.end(&inner);
+        if self.map.is_some() {
+            // The map first: without it the rest is garbage that the next start removes.
+            for part in [Part::Map, Part::Data, Part::Outboard] {
+                remove_file(&inner.dir.staged(&self.id, part))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&self, inner: &Inner) {
+        inner.forget_staging(&self.id);
+        lock(&self.reservation).take();
+        self.shared.arrivals.announce();
+    }
+
+    fn path(&self) -> PathBuf {
+        match self.inner.upgrade() {
+            Some(inner) if self.map.is_some() => inner.dir.staged(&self.id, Part::Data),
+            _ => PathBuf::from("the destination"),
+        }
+    }
+}
+
+/// Whether a descriptor can be read.
+pub(crate) fn is_readable(file: &File) -> bool {
+    rustix::fs::fcntl_getfl(file).is_ok_and(|flags| flags & OFlags::RWMODE != OFlags::WRONLY)
+}
+
+/// Opens the data of a transfer.
+pub(crate) fn open_data(path: &std::path::Path, create: bool) -> Result<File, StoreError> {
+    OpenOptions::new().read(true).write(true).create(create).truncate(create).mode(0o600).open(path).at(path)
+}
