@@ -5,6 +5,7 @@
 pub mod engine;
 mod error;
 pub mod identity;
+pub mod local;
 mod metrics;
 mod serve;
 pub mod session;
