@@ -5,6 +5,7 @@
 pub mod engine;
 mod error;
 pub mod identity;
+mod join;
 pub mod local;
 mod metrics;
 mod serve;
@@ -15,3 +16,4 @@ mod verify;
 mod worker;
 
 pub use error::store_error;
+pub use join::{JoinError, join};
