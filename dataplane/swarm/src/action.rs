@@ -79,7 +79,7 @@ pub struct SourceInfo {
 /// What a source says it has of one blob.
 #[derive(Debug, Clone, Default)]
 pub struct Have {
-    /// The size, if it knows it; nobody need believe it.
+    /// The size, if it knows it; nobody need believe it. An honest node states only a proven one.
     pub size_bytes: Option<u64>,
     /// The pieces it serves, holes included. Length 0 where it does not know the size.
     pub have: PieceSet,

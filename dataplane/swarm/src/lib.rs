@@ -27,6 +27,9 @@
 mod action;
 mod bits;
 mod blob;
+mod events;
+mod flight;
+mod holders;
 mod pick;
 mod planner;
 mod rendezvous;

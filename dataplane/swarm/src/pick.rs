@@ -5,7 +5,7 @@ use velo_object::{Outboard, PIECE_BYTES, Pieces};
 use crate::Planner;
 use crate::action::Action;
 use crate::blob::{Blob, Map, Phase};
-use crate::planner::{FlightKind, OUTBOARD};
+use crate::flight::{FlightKind, OUTBOARD};
 use crate::rendezvous::{mix, piece_key, score};
 
 /// Trials of holes at a time.

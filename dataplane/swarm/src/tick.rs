@@ -3,7 +3,7 @@
 use crate::Planner;
 use crate::action::{Action, Tag};
 use crate::blob::{Map, Phase};
-use crate::planner::FlightKind;
+use crate::flight::FlightKind;
 
 /// Time between two looks at the clock's doings.
 const TICK_US: u64 = 25_000;
@@ -66,7 +66,7 @@ impl Planner {
 
     /// How long another puller may announce nothing: longer where complete holders are slow, for then they are slow for it too.
     fn patience_us(&self, now: u64) -> u64 {
-        let from_seed = |flight: &&crate::planner::Flight| {
+        let from_seed = |flight: &&crate::flight::Flight| {
             let blob = self.blobs.get(flight.slot);
             let holder = blob.and_then(|blob| Some(&blob.holders[blob.position(flight.source).ok()?]));
             flight.kind == FlightKind::Piece && !flight.checking && holder.is_some_and(|holder| !holder.peer)

@@ -111,7 +111,7 @@ fn what_does_not_fit_is_refused_for_good() {
     let id = want(&mut planner, "a", Known::Size(5 * PIECE_BYTES), 0);
     planner.handle_have(0, &node(1), &id, all_of(4 * PIECE_BYTES));
     planner.handle_have(0, &node(2), &id, Have { have: PieceSet::full(6), ..all_of(5 * PIECE_BYTES) });
-    planner.handle_have(0, &node(3), &id, Have { size_bytes: Some(u64::MAX), ..Have::default() });
+    planner.handle_have(0, &node(3), &id, Have { size_bytes: Some(u64::MAX), ..all_of(1) });
     let why = DropReason::WrongSize;
     let drops: Vec<_> = (1..=3).map(|at| Action::Drop { node: node(at), blob: id, why }).collect();
     assert_eq!(drain(&mut planner, 0), drops);
