@@ -22,6 +22,8 @@ mod rpc;
 mod run;
 pub mod signed;
 mod sync;
+#[cfg(test)]
+mod tests;
 mod velod;
 
 pub use run::run;

@@ -1,6 +1,7 @@
 //! Names in service: changes go to the writer, are durable, and are pushed to all members.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use velo_object::ObjectId;
 
@@ -11,6 +12,9 @@ use crate::rpc::{Ask, News, Reply};
 use crate::signed::Signed;
 use crate::sync::CALL_TIMEOUT;
 use crate::velod::VelodError;
+
+/// How long a change waits for the members to confirm it.
+const TELL_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Why a name was not changed.
 #[derive(Debug, thiserror::Error)]
@@ -74,12 +78,14 @@ impl Control {
         self.refs().restore(held.clone());
         drop(one);
         let (control, news) = (Arc::clone(self), News::Ref(record.signed.clone()));
-        tokio::spawn(async move {
+        let telling = tokio::spawn(async move {
             let (_, silent) = control.tell_all(vec![news]).await;
             if !silent.is_empty() {
                 tracing::debug!(silent = silent.len(), "members will hear of the name by anti-entropy");
             }
         });
+        // Whoever asks another member next should find it there; but a member that is silent holds nobody up.
+        let _ = tokio::time::timeout(TELL_PATIENCE, telling).await;
         Ok(Ok(held))
     }
 

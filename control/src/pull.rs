@@ -61,16 +61,6 @@ impl Pulls {
     fn end(&self, job: JobId) {
         lock(&self.0).remove(&job);
     }
-
-    /// How many jobs are fed.
-    pub fn len(&self) -> usize {
-        lock(&self.0).len()
-    }
-
-    /// Whether none is.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }
 
 /// Who has something of what a job gets, after one round of questions.
@@ -287,6 +277,6 @@ mod tests {
         assert_eq!(pulls.without(node, &[root.blob]), [0; 0]);
         assert_eq!((pulls.add(7, &[node]), pulls.sources(7)), (vec![], vec![node]));
         pulls.end(7);
-        assert!(pulls.is_empty() && pulls.add(7, &[node]).is_empty());
+        assert!(pulls.sources(7).is_empty() && pulls.add(7, &[node]).is_empty());
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! [`Velod`] hides how they get there: over the socket (`socket.rs`), or in tests to a velod that is only a map.
 
+#[cfg(test)]
+pub(crate) mod fake;
 mod socket;
 
 use std::ops::Range;
@@ -12,9 +14,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use velo_object::{BlobId, IdPrefix, NodeId, ObjectId};
-use velo_socket::{
-    BlobStat, Caller, ErrorCode, Ingested, JobId, JobStatus, Member, Request, Response, Status,
-};
+use velo_socket::{BlobStat, Caller, Ingested, JobId, JobStatus, Member, Request, Response, Status};
 
 pub use socket::Socket;
 
@@ -30,13 +30,6 @@ pub enum VelodError {
     /// It answered something else than was asked.
     #[error("velod answered `{0}` with something else: are velod and velo-control of one version?")]
     Unexpected(&'static str),
-}
-
-impl VelodError {
-    /// Whether velod said no with this code.
-    pub fn is(&self, code: ErrorCode) -> bool {
-        matches!(self, Self::Refused(error) if error.code == code)
-    }
 }
 
 /// An answer and the descriptors beside it.

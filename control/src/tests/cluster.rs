@@ -1,0 +1,226 @@
+//! Joining, names, revocation and renewal among several nodes.
+
+use std::time::Duration;
+
+use velo_object::{BlobId, ObjectId, ObjectKind};
+use velo_socket::join::{JOIN_VERSION, JoinRequest};
+
+use super::{cluster, join, until};
+use crate::authority::{self, Files};
+use crate::identity::Identity;
+use crate::names::ChangeError;
+use crate::node::{Control, PeerError, StartError, lock};
+use crate::refs::{Change, RefError};
+use crate::rpc::{Ask, Knowledge, News, Reply};
+
+fn id(n: u8) -> ObjectId {
+    ObjectId { kind: ObjectKind::Tree, blob: BlobId::of(&[n]) }
+}
+
+fn set(name: &str, n: u8, expect: Option<u64>) -> Change {
+    Change { name: name.parse().expect("a name"), id: Some(id(n)), expect }
+}
+
+fn read(control: &Control, name: &str) -> Option<(ObjectId, u64)> {
+    control.resolve_name(&name.parse().expect("a name"))
+}
+
+#[tokio::test]
+async fn newcomers_meet_all_members_and_remember_them() {
+    let (mut nodes, _net) = cluster(3, None).await;
+    for node in &nodes {
+        assert_eq!(node.control.roster().len(), 3);
+        assert!(
+            lock(&node.control.keyring).epoch() == Some(1),
+            "the gossip key came with the first exchange"
+        );
+    }
+    until("velod knows the members", || {
+        nodes.iter().all(|node| {
+            node.control.members_changed.notify_one();
+            node.control.members().len() == 3
+        })
+    })
+    .await;
+    nodes[2].restart().await;
+    let control = &nodes[2].control;
+    assert_eq!((control.roster().len(), lock(&control.keyring).epoch()), (3, Some(1)));
+}
+
+#[tokio::test]
+async fn only_a_good_token_lets_in() {
+    let (nodes, _net) = cluster(2, None).await;
+    let first = &nodes[0].control;
+    let dir = || tempfile::tempdir().expect("a directory");
+    assert!(join(first, &dir(), [0; 16]).await.is_err(), "a secret that nobody made");
+    let once = first.make_token(1, Duration::from_secs(60)).expect("a token");
+    join(first, &dir(), once.secret).await.expect("the first use");
+    assert!(join(first, &dir(), once.secret).await.expect_err("the second").contains("used up"));
+    assert!(join(&nodes[1].control, &dir(), once.secret).await.is_err(), "not the authority's node");
+    assert!(nodes[1].control.make_token(1, Duration::from_secs(60)).is_err());
+    let address = ([127, 0, 0, 1], 9).into();
+    let token = first.make_token(1, Duration::from_secs(60)).expect("a token");
+    let garbage = JoinRequest { version: JOIN_VERSION, secret: token.secret, request: b"nonsense".to_vec() };
+    for payload in [
+        b"".to_vec(),
+        b"hello".to_vec(),
+        vec![0xff; 70_000],
+        postcard::to_stdvec(&garbage).expect("plain data"),
+        postcard::to_stdvec(&JoinRequest { version: 9, ..garbage.clone() }).expect("plain data"),
+        crate::rpc::encode(&Ask::Have { ids: vec![], pulling: false }),
+    ] {
+        assert!(first.answer_stranger(address, &payload).await.is_err());
+    }
+    join(first, &dir(), token.secret).await.expect("a request that cannot be read takes no use");
+}
+
+#[tokio::test]
+async fn names_are_written_at_their_writer_and_read_everywhere() {
+    let (mut nodes, net) = cluster(3, None).await;
+    let held = nodes[1].control.change_ref(set("m/llama:prod", 1, Some(0))).await.expect("created");
+    assert_eq!((held.current.writer(), held.current.value().version), (nodes[1].id(), 1));
+    until("all know it", || nodes.iter().all(|n| read(&n.control, "m/llama:prod") == Some((id(1), 1)))).await;
+
+    let held = nodes[2].control.change_ref(set("m/llama:prod", 2, Some(1))).await.expect("forwarded");
+    assert_eq!(held.current.writer(), nodes[1].id());
+    until("all know it", || nodes.iter().all(|n| read(&n.control, "m/llama:prod") == Some((id(2), 2)))).await;
+    let stale = nodes[0].control.change_ref(set("m/llama:prod", 3, Some(1))).await;
+    assert!(
+        matches!(stale, Err(ChangeError::Ref(RefError::Conflict { found: 2, expected: 1, .. }))),
+        "{stale:?}"
+    );
+
+    net.cut(nodes[1].id(), true);
+    assert_eq!(read(&nodes[2].control, "m/llama:prod"), Some((id(2), 2)), "readable when the writer is down");
+    let down = nodes[2].control.change_ref(set("m/llama:prod", 3, None)).await;
+    assert!(matches!(down, Err(ChangeError::Ref(RefError::Writer { .. }))), "{down:?}");
+    net.cut(nodes[1].id(), false);
+
+    nodes[2].restart().await;
+    assert_eq!(read(&nodes[2].control, "m/llama:prod"), Some((id(2), 2)), "from the book");
+    let gone = Change { id: None, ..set("m/llama:prod", 0, None) };
+    nodes[0].control.change_ref(gone).await.expect("deleted");
+    until("all know it", || nodes.iter().all(|n| read(&n.control, "m/llama:prod").is_none())).await;
+}
+
+#[tokio::test]
+async fn creations_on_both_sides_of_a_cut_meet_again() {
+    let (nodes, net) = cluster(3, None).await;
+    net.cut(nodes[2].id(), true);
+    nodes[1].control.change_ref(set("x", 1, Some(0))).await.expect("created");
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    nodes[2].control.change_ref(set("x", 2, Some(0))).await.expect("created");
+    for n in 0..20 {
+        nodes[2].control.change_ref(set(&format!("many/{n}"), n, None)).await.expect("created");
+    }
+    net.cut(nodes[2].id(), false);
+    nodes[0].control.sync_with(nodes[2].id()).await.expect("synced");
+    nodes[1].control.sync_with(nodes[0].id()).await.expect("synced");
+    nodes[2].control.sync_with(nodes[1].id()).await.expect("synced");
+    for node in &nodes {
+        assert_eq!(read(&node.control, "x"), Some((id(1), 1)), "the older one");
+        assert_eq!(read(&node.control, "many/19"), Some((id(19), 1)));
+        let refs = node.control.refs();
+        let held = refs.live(&"x".parse().expect("a name")).expect("there");
+        // Reported where the two met, at the one that lost among them.
+        let lost = held.lost.as_ref().map(|lost| lost.writer);
+        assert_eq!(lost, Some(nodes[2].id()).filter(|_| node.id() != nodes[1].id()));
+    }
+    assert_eq!(nodes[0].control.refs().digest(), nodes[2].control.refs().digest());
+}
+
+#[tokio::test]
+async fn a_revoked_node_is_out_and_the_key_of_gossip_is_another() {
+    let (mut nodes, _net) = cluster(3, None).await;
+    let out = nodes[2].id();
+    nodes[2].control.change_ref(set("theirs", 1, None)).await.expect("created");
+    until("all know it", || nodes.iter().all(|n| read(&n.control, "theirs").is_some())).await;
+    assert!(nodes[1].control.revoke(out).await.is_err(), "only the authority can");
+    assert!(nodes[0].control.revoke(nodes[0].id()).await.is_err(), "not itself");
+    let done = nodes[0].control.revoke(out).await.expect("revoked");
+    assert_eq!((done.serial, done.told, done.silent), (1, vec![nodes[1].id()], vec![]));
+    for node in &nodes[..2] {
+        assert!(node.control.revoked(&out) && node.control.roster().get(&out).is_none());
+        assert_eq!(lock(&node.control.keyring).epoch(), Some(2));
+        assert_eq!(lock(&node.velod.state).revoked, [out]);
+        assert!(node.control.members().iter().all(|member| member.node != out));
+        assert!(Files::new(node.dir.path()).revoked().exists());
+    }
+    assert_eq!(lock(&nodes[2].control.keyring).epoch(), Some(1), "it does not get the new key");
+    let knowledge = Knowledge { members: vec![], revoked_serial: 0, gossip_epoch: None, refs: [0; 32] };
+    let asked =
+        nodes[2].control.ask(nodes[1].id(), &Ask::Sync(Box::new(knowledge)), Duration::from_secs(1)).await;
+    assert!(matches!(asked, Err(PeerError::Unreachable(..))), "{asked:?}");
+    // Its record does not come back with somebody's news, and its names can be taken over.
+    let record = nodes[2].control.own_record().expect("its record");
+    assert_eq!(nodes[1].control.hear(News::Member(record)).await, Ok(false));
+    let taken = nodes[1].control.change_ref(set("theirs", 2, Some(1))).await.expect("taken over");
+    assert_eq!(taken.current.writer(), nodes[1].id());
+
+    nodes[1].restart().await;
+    assert!(nodes[1].control.revoked(&out));
+    // The list reaches the revoked node itself only by chance; if it does, it does not start again.
+    let list = Files::new(nodes[1].dir.path()).revoked();
+    std::fs::copy(list, Files::new(nodes[2].dir.path()).revoked()).expect("copied");
+    let again = Control::open(nodes[2].control.setup.clone(), nodes[2].control.velod.clone(), None).await;
+    assert!(matches!(again, Err(StartError::Revoked(node)) if node == out));
+}
+
+#[tokio::test]
+async fn who_missed_a_revocation_hears_of_it_later() {
+    let (nodes, net) = cluster(3, None).await;
+    net.cut(nodes[1].id(), true);
+    let done = nodes[0].control.revoke(nodes[2].id()).await.expect("revoked");
+    assert_eq!(done.silent, [nodes[1].id()]);
+    net.cut(nodes[1].id(), false);
+    nodes[1].control.sync_with(nodes[0].id()).await.expect("synced");
+    assert!(nodes[1].control.revoked(&nodes[2].id()));
+    assert_eq!(lock(&nodes[1].control.keyring).epoch(), Some(2));
+    // A list and a key that the authority has not signed are not believed.
+    let forged = nodes[1].control.identity.load().signer.sign(&crate::authority::RevocationList {
+        cluster: nodes[0].control.cluster,
+        serial: 9,
+        revoked: vec![],
+    });
+    assert_eq!(nodes[0].control.hear(News::Revoked(forged.clone())).await, Ok(false));
+    assert_eq!(nodes[0].control.hear(News::GossipKey(forged)).await, Ok(false));
+}
+
+#[tokio::test]
+async fn certificates_renew_themselves() {
+    let (nodes, _net) = cluster(2, None).await;
+    for node in &nodes {
+        let files = Files::new(node.dir.path());
+        let before = std::fs::read(files.node_certificate()).expect("a certificate");
+        node.control.renew().await.expect("renewed");
+        assert_ne!(std::fs::read(files.node_certificate()).expect("a certificate"), before);
+        assert_eq!(Identity::load(node.dir.path()).expect("good").node, node.id());
+        assert_eq!(lock(&node.velod.state).reloads, 1);
+    }
+    let identity = Identity::load(nodes[1].dir.path()).expect("good");
+    let life = identity.expires_ms - identity.begins_ms;
+    assert!(identity.renew_at_ms().abs_diff(identity.begins_ms + life * 2 / 3) < 3);
+
+    let other = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key").serialize_pem();
+    let request = authority::request(&other).expect("a request");
+    let asked = nodes[1].control.ask(nodes[0].id(), &Ask::Renew { request }, Duration::from_secs(1)).await;
+    assert!(asked.is_err(), "a certificate for another key: {asked:?}");
+}
+
+#[tokio::test]
+async fn calls_that_exceed_limits_or_make_no_sense_are_refused() {
+    let (nodes, _net) = cluster(2, None).await;
+    let ids = vec![BlobId::of(b"x"); crate::rpc::MAX_IDS + 1];
+    let ask = |ask: Ask| {
+        let (control, node) = (nodes[1].control.clone(), nodes[0].id());
+        async move { control.ask(node, &ask, Duration::from_secs(1)).await }
+    };
+    assert!(ask(Ask::Have { ids, pulling: false }).await.is_err());
+    assert!(ask(Ask::Renew { request: vec![0; 20_000] }).await.is_err());
+    let call = nodes[1].control.velod.call(nodes[0].id(), b"\x01\xff".to_vec(), Duration::from_secs(1));
+    assert!(call.await.is_err());
+    assert!(
+        matches!(ask(Ask::Have { ids: vec![], pulling: false }).await, Ok(Reply::Have(list)) if list.is_empty())
+    );
+    assert!(nodes[0].control.metrics.calls_refused.get() >= 3);
+}
