@@ -182,7 +182,7 @@ impl Control {
         let mut pause = Duration::from_millis(500);
         loop {
             if round.holders.is_empty() {
-                self.from_origin(job, &roots, tables_only, &round.pullers).await;
+                self.read_origin(job, &roots, tables_only, &round.pullers).await;
             }
             tokio::time::sleep(pause).await;
             let status = match self.job(job).await {
@@ -210,7 +210,7 @@ impl Control {
     }
 
     /// Reads the origin, if this node is the one to do it: of all that pull the same, the one that rendezvous hashing names.
-    async fn from_origin(
+    async fn read_origin(
         &self,
         job: JobId,
         roots: &[ObjectId],

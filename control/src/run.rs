@@ -127,7 +127,8 @@ async fn serve(config: Config, stopped: watch::Receiver<bool>) -> anyhow::Result
     };
     let (gossip, events) = Gossip::start(gossip_socket, options)
         .map_err(|error| anyhow::anyhow!("the system's randomness: {error}"))?;
-    gossip.block(control.revocations().nodes()).await;
+    let revoked = control.revocations().nodes();
+    gossip.block(revoked).await;
     let _ = control.gossip.set(gossip.clone());
     tokio::spawn(Arc::clone(&control).gossip_loop(events));
     tokio::spawn(Arc::clone(&control).serve_loop());

@@ -140,6 +140,7 @@ fn answer(
             let mut from = fds.into_iter().map(File::from);
             let mut file = from.next().ok_or_else(|| error(ErrorCode::Invalid, "no descriptor came"))?;
             let done = store.ingest_expected(&mut file, expected).map_err(|e| store_error(&e))?;
+            context.engine.stored(done.blob, done.size_bytes);
             Response::Ingested(vec![ingested(done)])
         }
         Request::Wait { blob, range, timeout_ms } => {
