@@ -1,0 +1,4 @@
+//! What differs between processors.
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64;

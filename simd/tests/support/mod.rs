@@ -1,0 +1,32 @@
+//! What all tests of kernels share: the levels of this machine, bytes from a seed, guarded memory.
+
+pub mod guarded;
+
+use velo_simd::{Kernels, Level};
+
+/// The kernels of every level that this machine has; says which it lacks.
+pub fn levels() -> Vec<Kernels> {
+    Level::ALL
+        .into_iter()
+        .filter_map(|level| match Kernels::at(level) {
+            Ok(kernels) => Some(kernels),
+            Err(error) => {
+                println!("SKIPPED: level {level}: {error}");
+                None
+            }
+        })
+        .collect()
+}
+
+/// Bytes from a seed (SplitMix64).
+pub fn bytes(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = state;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    };
+    (0..len.div_ceil(8)).flat_map(|_| next().to_le_bytes()).take(len).collect()
+}
