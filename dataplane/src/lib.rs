@@ -7,7 +7,10 @@ mod error;
 pub mod identity;
 mod join;
 pub mod local;
+mod logging;
 mod metrics;
+mod ready;
+mod run;
 mod serve;
 pub mod session;
 mod target;
@@ -17,3 +20,4 @@ mod worker;
 
 pub use error::store_error;
 pub use join::{JoinError, join};
+pub use run::run;
