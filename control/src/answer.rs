@@ -53,9 +53,7 @@ impl Control {
         let revoked = self.revocations().nodes();
         self.velod.revoked(revoked).await?;
         self.velod.members(self.members()).await?;
-        let calls = self.velod.serve().await?;
-        self.look_for_velod().await;
-        Ok(calls)
+        self.velod.serve().await
     }
 
     /// Tells velod who is in the cluster whenever that changes.

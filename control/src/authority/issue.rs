@@ -10,11 +10,10 @@ use rcgen::{
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 use time::OffsetDateTime;
-use velo_config::Paths;
 use velo_object::NodeId;
 
 use super::AuthorityError;
-use super::files;
+use super::files::{self, Files};
 use crate::signed::Signer;
 
 /// How long a node's certificate is good.
@@ -98,7 +97,7 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError::Absent`] where there is none, [`AuthorityError::Io`], [`AuthorityError::Malformed`].
     pub fn open(data_dir: &Path) -> Result<Self, AuthorityError> {
-        let files = Paths::new(data_dir.to_owned());
+        let files = Files::new(data_dir);
         if !files.authority_key().exists() {
             return Err(AuthorityError::Absent(data_dir.to_owned()));
         }

@@ -398,6 +398,3 @@ impl crate::engine::Peers for Sessions {
         Self::open_streams(self, node, count);
     }
 }
-
-#[cfg(test)]
-pub(crate) mod tests;

@@ -1,0 +1,81 @@
+//! `velo put`: a file or a directory goes into this node's store, where it is pinned.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde_json::json;
+use velo_control::client::{OriginPut, OriginPutReply, RefPut, RefView};
+
+use crate::control::path_of;
+use crate::interrupt::Interrupt;
+use crate::node::Node;
+use crate::output;
+use crate::progress::Progress;
+use crate::put;
+
+/// Put a file or a directory into this node's store
+#[derive(Debug, clap::Args)]
+pub struct Put {
+    /// The file or directory. Links inside are kept as links and never followed
+    path: PathBuf,
+    /// Also let this name mean it
+    #[arg(long, value_name = "REF")]
+    name: Option<String>,
+    /// Also store it in the origin (the key origin.url)
+    #[arg(long)]
+    origin: bool,
+    /// Keep modification times; without this, equal directories have equal ids
+    #[arg(long)]
+    mtime: bool,
+}
+
+impl Put {
+    /// Runs it.
+    pub fn run(self, node: &Node) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let interrupt = Interrupt::catch()?;
+        let mut velod = node.velod()?;
+        // Whoever is needed afterwards is looked for before the work begins.
+        let control = if self.name.is_some() || self.origin { Some(node.control()?) } else { None };
+        let mut progress = Progress::begin(&node.output, "putting", 0);
+        let done = put::put(&mut velod, &self.path, self.mtime, &interrupt, &mut progress)?;
+        let seconds = begun.elapsed().as_secs_f64();
+
+        let (mut origin, mut name) = (None, None);
+        if let (true, Some(control)) = (self.origin, &control) {
+            progress.phase("to origin");
+            let put = OriginPut { id: done.id.to_string() };
+            origin = Some(control.post_long::<OriginPutReply>("/v1/origin/put", &put)?);
+        }
+        if let (Some(given), Some(control)) = (&self.name, &control) {
+            let put = RefPut { id: done.id.to_string(), expect: None };
+            name = Some(control.put::<RefView>(&format!("/v1/refs/{}", path_of(given)), &put)?);
+        }
+        drop(progress);
+        let answer = json!({
+            "ok": true,
+            "id": done.id.to_string(),
+            "files": done.files,
+            "links": done.links,
+            "bytes": done.bytes,
+            "seconds": seconds,
+            "name": name.as_ref().map(|view| &view.name),
+            "version": name.as_ref().map(|view| view.version),
+            "origin": origin,
+        });
+        let mut note = format!(
+            "{}, {} in {}",
+            output::count(done.files, "file"),
+            output::bytes(done.bytes),
+            output::seconds(seconds),
+        );
+        if let Some(view) = name {
+            note.push_str(&format!("; version {} of {}", view.version, view.name));
+        }
+        if let Some(origin) = origin {
+            note.push_str(&format!("; {} written to the origin", output::bytes(origin.bytes)));
+        }
+        node.output.note(note);
+        node.output.answer(&answer, || done.id.to_string())
+    }
+}

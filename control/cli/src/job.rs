@@ -1,0 +1,65 @@
+//! Follows what velod is doing for us, and stops it when the user interrupts.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::bail;
+use velo_object::BlobId;
+use velo_socket::{Client, JobId, JobState, JobStatus, Response};
+
+use crate::exit::Failure;
+use crate::interrupt::Interrupt;
+
+/// How often a job tells where it stands.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+/// Follows a job to its end; `step` sees where it stands. An interrupt cancels it: what has arrived stays.
+pub fn follow(
+    socket: &Path,
+    job: JobId,
+    interrupt: &Interrupt,
+    mut step: impl FnMut(&JobStatus),
+) -> anyhow::Result<JobStatus> {
+    let mut client = Client::connect(socket)?;
+    for answer in client.watch(job, PROGRESS_EVERY)? {
+        let Response::Progress(status) = answer? else { continue };
+        step(&status);
+        match status.state {
+            JobState::Complete => return Ok(status),
+            JobState::Failed(error) => return Err(error.into()),
+            JobState::Cancelled => {
+                interrupt.check()?;
+                bail!("job {job} was cancelled by somebody else");
+            }
+            JobState::Running | JobState::Waiting => {}
+        }
+        if interrupt.is_set() {
+            // The stream of answers goes on over the first connection, so the word is said over another.
+            Client::connect(socket)?.cancel(job)?;
+            return Err(Failure::interrupted());
+        }
+    }
+    Err(Failure::unreachable(format!(
+        "velod ended before job {job} did: run the same command again to go on"
+    )))
+}
+
+/// Hashes all of the store again; `step` sees bytes done and bytes in all. Gives blobs, bytes and the damaged ones.
+pub fn verify(
+    socket: &Path,
+    interrupt: &Interrupt,
+    mut step: impl FnMut(u64, u64),
+) -> anyhow::Result<(u64, u64, Vec<BlobId>)> {
+    let mut client = Client::connect(socket)?;
+    let mut all = Vec::new();
+    for answer in client.verify()? {
+        let Response::Verifying { blobs, bytes, total_bytes, damaged, last } = answer? else { continue };
+        all.extend(damaged);
+        step(bytes, total_bytes);
+        if last {
+            return Ok((blobs, bytes, all));
+        }
+        interrupt.check()?;
+    }
+    Err(Failure::unreachable("velod ended before the store was verified: run `velo verify` again"))
+}
