@@ -1,7 +1,7 @@
 //! Every kernel compiled for every level, and the table of them that is chosen at run time.
 //! Model for the idea: memchr's `src/arch`, one generic algorithm with a thin wrapper for each set of target features.
 
-use crate::scan;
+use crate::{checksum, delta, scan};
 
 /// Writes, for one level, a wrapper with its target features around each generic kernel, and the table of the wrappers.
 macro_rules! level {
@@ -60,4 +60,14 @@ kernels! {
     fn scan::first_difference(a: &[u8], b: &[u8]) -> usize;
     fn scan::end_of_differences(a: &[u8], b: &[u8]) -> usize;
     fn scan::find_zero_run(bytes: &[u8], run: usize) -> usize;
+    fn delta::xor_into(dst: &mut [u8], a: &[u8], b: &[u8]);
+    fn delta::xor_in_place(dst: &mut [u8], b: &[u8]);
+    fn delta::xor_stream(dst: &mut [u8], a: &[u8], b: &[u8]);
+    fn delta::xor_into_lines(dst: &mut [u8], a: &[u8], b: &[u8], words: &mut [u64]);
+    fn delta::xor_stream_lines(dst: &mut [u8], a: &[u8], b: &[u8], words: &mut [u64]);
+    fn delta::xor_in_place_lines(dst: &mut [u8], b: &[u8], words: &mut [u64]);
+    fn delta::differing_lines(a: &[u8], b: &[u8], words: &mut [u64]);
+    fn delta::differing_pages(a: &[u8], b: &[u8], words: &mut [u64]) -> usize;
+    fn checksum::adler32(state: u32, bytes: &[u8]) -> u32;
+    fn checksum::fletcher32(state: u32, bytes: &[u8]) -> u32;
 }

@@ -1,9 +1,7 @@
 //! Scans at every level against what they mean, at all lengths and places, with guard pages on both sides.
 
-mod support;
-
-use support::guarded::Guarded;
-use support::{bytes, levels};
+use crate::guarded::Guarded;
+use crate::support::{bytes, levels};
 
 #[test]
 fn zeros_are_found_at_every_length_and_alignment() {

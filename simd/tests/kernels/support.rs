@@ -1,7 +1,5 @@
 //! What all tests of kernels share: the levels of this machine, bytes from a seed, guarded memory.
 
-pub mod guarded;
-
 use velo_simd::{Kernels, Level};
 
 /// The kernels of every level that this machine has; says which it lacks.

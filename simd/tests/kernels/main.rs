@@ -1,0 +1,8 @@
+//! Every kernel at every level that this machine has, against what it means.
+
+mod checksum;
+mod delta;
+mod guarded;
+mod pack;
+mod scan;
+mod support;
