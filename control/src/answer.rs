@@ -53,7 +53,9 @@ impl Control {
         let revoked = self.revocations().nodes();
         self.velod.revoked(revoked).await?;
         self.velod.members(self.members()).await?;
-        self.velod.serve().await
+        let calls = self.velod.serve().await?;
+        self.look_for_velod().await;
+        Ok(calls)
     }
 
     /// Tells velod who is in the cluster whenever that changes.

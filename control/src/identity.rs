@@ -4,9 +4,10 @@ use std::path::Path;
 
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
+use velo_config::Paths;
 use velo_object::NodeId;
 
-use crate::authority::{self, AuthorityError, Files};
+use crate::authority::{self, AuthorityError};
 use crate::signed::Signer;
 
 /// This node's identity, as it stands in `identity/`.
@@ -50,7 +51,7 @@ impl Identity {
     /// # Errors
     /// [`AuthorityError::Io`], or [`AuthorityError::Malformed`] where key and certificate do not belong together.
     pub fn load(data_dir: &Path) -> Result<Self, AuthorityError> {
-        let files = Files::new(data_dir);
+        let files = Paths::new(data_dir.to_owned());
         let (key_path, path) = (files.node_key(), files.node_certificate());
         let signer =
             Signer::from_pem(&crate::authority::read(&key_path)?).map_err(|e| malformed(&key_path, e))?;
@@ -59,7 +60,7 @@ impl Identity {
         if authority::public_key(&own)? != node {
             return Err(malformed(&path, "it belongs to another key than node.key"));
         }
-        let authority_certificate = certificate(&files.cluster_certificate())?;
+        let authority_certificate = certificate(&files.ca_certificate())?;
         let (begins_ms, expires_ms) = validity_ms(&path, &own)?;
         Ok(Self {
             node,

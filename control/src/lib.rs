@@ -4,6 +4,7 @@
 //! calls that velod carries over its sessions. What decides (refs, membership records, tokens) has neither socket nor clock.
 #![forbid(unsafe_code)]
 
+mod address;
 mod admission;
 mod answer;
 pub mod authority;

@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
+use velo_config::Paths;
 use velo_object::NodeId;
 use velo_socket::Member;
 
-use crate::authority::{Authority, AuthorityError, Files, Revocations, Tokens};
+use crate::address::{self, Reach};
+use crate::authority::{Authority, AuthorityError, Revocations, Tokens};
 use crate::identity::Identity;
-use crate::membership::{CheckedMember, Gossip, GossipKey, Keyring, MemberRecord, Roster};
+use crate::membership::{CheckedMember, Gossip, GossipKey, Keyring, MAX_ADDRESSES, MemberRecord, Roster};
 use crate::metrics::Metrics;
 use crate::now_ms;
 use crate::origin::Origin;
@@ -41,8 +43,10 @@ pub struct Setup {
     pub name: String,
     /// Its zone.
     pub zone: String,
-    /// Where its velod is reached.
+    /// Where its velod is reached, as far as is known at the start.
     pub addresses: Vec<SocketAddr>,
+    /// How that follows from `run/velod.json`, which changes with velod; none where it does not.
+    pub reach: Option<Reach>,
     /// Where its gossip is reached.
     pub gossip: SocketAddr,
     /// Members to begin with, from the join.
@@ -65,7 +69,7 @@ pub struct Control {
     pub(crate) node: NodeId,
     pub(crate) cluster: [u8; 32],
     pub(crate) setup: Setup,
-    pub(crate) files: Files,
+    pub(crate) files: Paths,
     pub(crate) identity: ArcSwap<Identity>,
     pub(crate) authority: Option<(Authority, Tokens)>,
     pub(crate) velod: Velod,
@@ -86,6 +90,7 @@ pub struct Control {
     revocations: Mutex<Revocations>,
     refs: Mutex<Refs>,
     own: Mutex<Option<CheckedMember>>,
+    addresses: ArcSwap<Vec<SocketAddr>>,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -116,7 +121,7 @@ impl Control {
     /// [`StartError`].
     pub async fn open(setup: Setup, velod: Velod, origin: Option<Origin>) -> Result<Arc<Self>, StartError> {
         let data_dir: &Path = &setup.data_dir;
-        let files = Files::new(data_dir);
+        let files = Paths::new(data_dir.to_owned());
         let identity = Identity::load(data_dir)?;
         let (node, cluster, authority_key) = (identity.node, identity.cluster, identity.authority);
         let revocations = Revocations::load(&files, cluster, authority_key)?;
@@ -186,6 +191,7 @@ impl Control {
             revocations: Mutex::new(revocations),
             refs: Mutex::new(refs),
             own: Mutex::new(None),
+            addresses: ArcSwap::from_pointee(setup.addresses.clone()),
             setup,
         }))
     }
@@ -247,7 +253,7 @@ impl Control {
                 cluster: self.cluster,
                 version: now_ms().max(known + 1),
                 name: self.setup.name.chars().filter(|c| !c.is_control()).take(32).collect(),
-                addresses: self.setup.addresses.iter().copied().take(8).collect(),
+                addresses: self.addresses().into_iter().take(MAX_ADDRESSES).collect(),
                 gossip: self.setup.gossip,
                 zone: self.setup.zone.chars().filter(|c| !c.is_control()).take(32).collect(),
                 free_bytes,
@@ -276,6 +282,22 @@ impl Control {
             gossip.spread(&member.signed).await;
         }
         self.members_changed.notify_one();
+    }
+
+    /// Where velod is reached.
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        self.addresses.load().to_vec()
+    }
+
+    /// velod may have begun anew, on another port.
+    pub(crate) async fn look_for_velod(&self) {
+        let Some(reach) = &self.setup.reach else { return };
+        let Some(listens) = address::listens(&self.files.velod_ready(), self.node) else { return };
+        let addresses = reach.advertised(&listens);
+        if addresses != self.addresses() {
+            self.addresses.store(Arc::new(addresses));
+            self.publish(false, true).await;
+        }
     }
 
     /// This node's record.

@@ -1,6 +1,6 @@
 //! The daemon: waits for velod, starts what a control plane consists of, and stops it cleanly.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket as StdUdpSocket};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +9,13 @@ use anyhow::Context as _;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use velo_config::{Config, LogFormat};
+use velo_config::{Config, LogFormat, Paths};
 use velo_object::NodeId;
 use velo_socket::Member;
 use velo_socket::join::SEEDS_FILE;
 
-use crate::authority::{Files, replace};
+use crate::address::{self, Reach};
+use crate::authority::replace;
 use crate::client::ControlJson;
 use crate::http::{self, Addresses};
 use crate::identity::Identity;
@@ -55,13 +56,6 @@ fn start_log(config: &Config) {
     };
 }
 
-/// What `run/velod.json` says, as far as control needs it.
-#[derive(serde::Deserialize)]
-struct VelodJson {
-    node: String,
-    listen: Vec<SocketAddr>,
-}
-
 async fn daemon(config: Config) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (stop, stopped) = watch::channel(false);
@@ -83,15 +77,15 @@ async fn daemon(config: Config) -> anyhow::Result<()> {
 async fn serve(config: Config, stopped: watch::Receiver<bool>) -> anyhow::Result<()> {
     let paths = config.paths();
     let data_dir = paths.data_dir().to_owned();
-    let files = Files::new(&data_dir);
+    let files = Paths::new(data_dir.clone());
     let identity = Identity::load(&data_dir)
         .context("this node has no identity: run `velo cluster init`, or `velo up --join` with a token")?;
     let origin = config.origin_url().map(Origin::open).transpose()?;
 
     let socket = Socket::new(&paths.socket());
-    let (mut stop, run) = (stopped.clone(), files.run());
+    let (mut stop, ready) = (stopped.clone(), paths.velod_ready());
     let found = tokio::select! {
-        found = wait_for_velod(&socket, &run, identity.node) => found?,
+        found = wait_for_velod(&socket, &ready, identity.node) => found?,
         _ = stop.wait_for(|&stop| stop) => return Ok(()),
     };
     let velod = Velod::new(socket);
@@ -106,13 +100,14 @@ async fn serve(config: Config, stopped: watch::Receiver<bool>) -> anyhow::Result
         .with_context(|| format!("HTTP cannot listen on {}", config.http.listen))?;
     let http_address = listener.local_addr()?;
 
-    let outward = outward_address(seeds.iter().flat_map(|seed| &seed.addresses).copied().next());
+    let reach = Reach::new(&config.net.advertise, seeds.iter().flat_map(|seed| &seed.addresses).next());
     let setup = Setup {
         data_dir: data_dir.clone(),
         name: config.node_name(),
         zone: config.node.zone.clone(),
-        addresses: advertised(&config.net.advertise, &found, outward),
-        gossip: config.gossip.advertise.unwrap_or_else(|| reachable_at(gossip_address, outward)),
+        addresses: reach.advertised(&found),
+        gossip: config.gossip.advertise.unwrap_or_else(|| reach.at(gossip_address)),
+        reach: Some(reach),
         seeds,
     };
     let control = Control::open(setup, velod, origin).await?;
@@ -163,7 +158,7 @@ async fn serve(config: Config, stopped: watch::Receiver<bool>) -> anyhow::Result
 }
 
 /// Waits until velod answers, and gives the addresses that it listens on.
-async fn wait_for_velod(socket: &Socket, run: &Path, own: NodeId) -> anyhow::Result<Vec<SocketAddr>> {
+async fn wait_for_velod(socket: &Socket, ready: &Path, own: NodeId) -> anyhow::Result<Vec<SocketAddr>> {
     let mut said = false;
     loop {
         match socket.hello().await {
@@ -171,10 +166,8 @@ async fn wait_for_velod(socket: &Socket, run: &Path, own: NodeId) -> anyhow::Res
                 anyhow::bail!("velod runs as node {node}, but this data directory is that of node {own}");
             }
             Ok(_) => {
-                let ready = std::fs::read(run.join("velod.json")).unwrap_or_default();
-                match serde_json::from_slice::<VelodJson>(&ready) {
-                    Ok(ready) if ready.node == own.to_hex() => return Ok(ready.listen),
-                    _ => {}
+                if let Some(listens) = address::listens(ready, own) {
+                    return Ok(listens);
                 }
             }
             Err(VelodError::Refused(error)) => return Err(error.into()),
@@ -189,8 +182,8 @@ async fn wait_for_velod(socket: &Socket, run: &Path, own: NodeId) -> anyhow::Res
 }
 
 /// The members that the join told of.
-fn seeds(files: &Files) -> Vec<Member> {
-    let path = files.identity().join(SEEDS_FILE);
+fn seeds(files: &Paths) -> Vec<Member> {
+    let path = files.identity_dir().join(SEEDS_FILE);
     let Ok(bytes) = std::fs::read(&path) else { return Vec::new() };
     postcard::from_bytes(&bytes).unwrap_or_else(|error| {
         tracing::warn!(%error, path = %path.display(), "the members that the join told of cannot be read");
@@ -198,40 +191,12 @@ fn seeds(files: &Files) -> Vec<Member> {
     })
 }
 
-/// This machine's address as a peer sees it: the one that the kernel would send from. Nothing is sent.
-fn outward_address(peer: Option<SocketAddr>) -> IpAddr {
-    // 192.0.2.1 is nobody's (RFC 5737): it finds the default route.
-    let peer = peer.unwrap_or_else(|| SocketAddr::from(([192, 0, 2, 1], 9)));
-    let any: SocketAddr = if peer.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
-    let found = StdUdpSocket::bind(any).and_then(|socket| {
-        socket.connect(peer)?;
-        socket.local_addr()
-    });
-    found.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
-}
-
-fn reachable_at(listen: SocketAddr, outward: IpAddr) -> SocketAddr {
-    let ip = if listen.ip().is_unspecified() { outward } else { listen.ip() };
-    SocketAddr::new(ip, listen.port())
-}
-
-/// What the others are told to dial: what the configuration says, else what velod listens on.
-fn advertised(configured: &[SocketAddr], listens: &[SocketAddr], outward: IpAddr) -> Vec<SocketAddr> {
-    if !configured.is_empty() {
-        return configured.to_vec();
-    }
-    let mut addresses: Vec<SocketAddr> =
-        listens.iter().map(|listen| reachable_at(*listen, outward)).collect();
-    addresses.dedup();
-    addresses
-}
-
 /// A new token for HTTP at every start, in `run/token`.
-fn write_token(files: &Files) -> anyhow::Result<String> {
+fn write_token(files: &Paths) -> anyhow::Result<String> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("the system's randomness: {error}"))?;
     let token = hex::encode(bytes);
-    replace(&files.run().join("token"), token.as_bytes(), 0o640)?;
+    replace(&files.run_dir().join("token"), token.as_bytes(), 0o640)?;
     Ok(token)
 }
 

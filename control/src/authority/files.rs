@@ -1,62 +1,11 @@
-//! Where a node keeps its identity and the authority its key, and how files are replaced without ever being half-written.
+//! How the small files of an identity and an authority are read and replaced: bounded, and never half-written.
 
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::AuthorityError;
-
-/// Paths below a data directory.
-#[derive(Debug, Clone)]
-pub struct Files(PathBuf);
-
-impl Files {
-    /// Below this data directory.
-    pub fn new(data_dir: &Path) -> Self {
-        Self(data_dir.to_owned())
-    }
-    /// `identity/`.
-    pub fn identity(&self) -> PathBuf {
-        self.0.join("identity")
-    }
-    /// `identity/node.key`.
-    pub fn node_key(&self) -> PathBuf {
-        self.identity().join("node.key")
-    }
-    /// `identity/node.crt`.
-    pub fn node_certificate(&self) -> PathBuf {
-        self.identity().join("node.crt")
-    }
-    /// `identity/ca.crt`.
-    pub fn cluster_certificate(&self) -> PathBuf {
-        self.identity().join("ca.crt")
-    }
-    /// `identity/revoked`.
-    pub fn revoked(&self) -> PathBuf {
-        self.identity().join("revoked")
-    }
-    /// `authority/`.
-    pub fn authority(&self) -> PathBuf {
-        self.0.join("authority")
-    }
-    /// `authority/ca.key`.
-    pub fn authority_key(&self) -> PathBuf {
-        self.authority().join("ca.key")
-    }
-    /// `authority/ca.crt`.
-    pub fn authority_certificate(&self) -> PathBuf {
-        self.authority().join("ca.crt")
-    }
-    /// `authority/tokens.json`.
-    pub fn tokens(&self) -> PathBuf {
-        self.authority().join("tokens.json")
-    }
-    /// `run/`.
-    pub fn run(&self) -> PathBuf {
-        self.0.join("run")
-    }
-}
 
 /// Reads a file of at most 1 MiB.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, AuthorityError> {

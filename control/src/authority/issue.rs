@@ -10,10 +10,11 @@ use rcgen::{
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 use time::OffsetDateTime;
+use velo_config::Paths;
 use velo_object::NodeId;
 
 use super::AuthorityError;
-use super::files::{self, Files};
+use super::files;
 use crate::signed::Signer;
 
 /// How long a node's certificate is good.
@@ -97,7 +98,7 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError::Absent`] where there is none, [`AuthorityError::Io`], [`AuthorityError::Malformed`].
     pub fn open(data_dir: &Path) -> Result<Self, AuthorityError> {
-        let files = Files::new(data_dir);
+        let files = Paths::new(data_dir.to_owned());
         if !files.authority_key().exists() {
             return Err(AuthorityError::Absent(data_dir.to_owned()));
         }

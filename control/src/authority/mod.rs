@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use velo_config::Paths;
 use velo_object::NodeId;
 
 mod backup;
@@ -13,7 +14,6 @@ mod issue;
 mod revocation;
 mod tokens;
 
-pub use files::Files;
 pub(crate) use files::{read, replace};
 pub use issue::{Authority, CERTIFICATE_LIFETIME, certificate_name, cluster_of};
 pub(crate) use issue::{pem, public_key, request, signed_by};
@@ -69,9 +69,9 @@ pub struct Initialised {
 /// # Errors
 /// [`AuthorityError::Exists`] where the data directory belongs to a cluster already; [`AuthorityError::Io`].
 pub fn init(data_dir: &Path, name: &str) -> Result<Initialised, AuthorityError> {
-    let files = Files::new(data_dir);
+    let files = Paths::new(data_dir.to_owned());
     if files.node_certificate().exists() {
-        return Err(AuthorityError::Exists(files.identity()));
+        return Err(AuthorityError::Exists(files.identity_dir()));
     }
     if !files.authority_key().exists() {
         let (key, certificate) = Authority::generate(name)?;
@@ -82,15 +82,15 @@ pub fn init(data_dir: &Path, name: &str) -> Result<Initialised, AuthorityError> 
 }
 
 /// Writes `authority/`; its key comes last, since it says that the rest is there.
-fn write_authority(files: &Files, key: &str, certificate: &str) -> Result<(), AuthorityError> {
-    files::private_folder(&files.authority())?;
+fn write_authority(files: &Paths, key: &str, certificate: &str) -> Result<(), AuthorityError> {
+    files::private_folder(&files.authority_dir())?;
     files::replace(&files.authority_certificate(), certificate.as_bytes(), 0o644)?;
     files::replace(&files.authority_key(), key.as_bytes(), 0o600)
 }
 
 /// Gives this machine a key and a certificate of its own authority; the certificate comes last.
-fn own_identity(files: &Files, authority: &Authority) -> Result<NodeId, AuthorityError> {
-    files::private_folder(&files.identity())?;
+fn own_identity(files: &Paths, authority: &Authority) -> Result<NodeId, AuthorityError> {
+    files::private_folder(&files.identity_dir())?;
     let key = if files.node_key().exists() {
         let pem = String::from_utf8_lossy(&files::read(&files.node_key())?).into_owned();
         rcgen::KeyPair::from_pem(&pem)
@@ -103,7 +103,7 @@ fn own_identity(files: &Files, authority: &Authority) -> Result<NodeId, Authorit
     })?;
     let certificate = authority.certify(&key, CERTIFICATE_LIFETIME)?;
     files::replace(&files.node_key(), key.serialize_pem().as_bytes(), 0o600)?;
-    files::replace(&files.cluster_certificate(), authority.certificate_pem().as_bytes(), 0o644)?;
+    files::replace(&files.ca_certificate(), authority.certificate_pem().as_bytes(), 0o644)?;
     files::replace(&files.node_certificate(), certificate.as_bytes(), 0o644)?;
     let bytes: [u8; 32] = key.public_key_raw().try_into().map_err(|_| AuthorityError::Malformed {
         what: files.node_key().display().to_string(),
@@ -117,7 +117,7 @@ fn own_identity(files: &Files, authority: &Authority) -> Result<NodeId, Authorit
 /// # Errors
 /// [`AuthorityError::Absent`], [`AuthorityError::Io`].
 pub fn export(data_dir: &Path, passphrase: &str) -> Result<Vec<u8>, AuthorityError> {
-    let files = Files::new(data_dir);
+    let files = Paths::new(data_dir.to_owned());
     Authority::open(data_dir)?;
     let text =
         |path: PathBuf| Ok::<_, AuthorityError>(String::from_utf8_lossy(&files::read(&path)?).into_owned());
@@ -125,7 +125,7 @@ pub fn export(data_dir: &Path, passphrase: &str) -> Result<Vec<u8>, AuthorityErr
     let contents = backup::Contents {
         key: text(files.authority_key())?,
         certificate: text(files.authority_certificate())?,
-        tokens: optional(files.tokens())?,
+        tokens: optional(files.authority_tokens())?,
         revoked: optional(files.revoked())?,
     };
     backup::seal(&contents, passphrase)
@@ -136,19 +136,19 @@ pub fn export(data_dir: &Path, passphrase: &str) -> Result<Vec<u8>, AuthorityErr
 /// # Errors
 /// [`AuthorityError::Passphrase`], [`AuthorityError::Exists`], [`AuthorityError::Malformed`], [`AuthorityError::Io`].
 pub fn import(data_dir: &Path, backup: &[u8], passphrase: &str) -> Result<Initialised, AuthorityError> {
-    let files = Files::new(data_dir);
+    let files = Paths::new(data_dir.to_owned());
     if files.authority_key().exists() {
-        return Err(AuthorityError::Exists(files.authority()));
+        return Err(AuthorityError::Exists(files.authority_dir()));
     }
     let contents = backup::open(backup, passphrase)?;
     let authority = Authority::from_pem(&contents.key, &contents.certificate)?;
     let member = files.node_certificate().exists();
     if member && crate::identity::Identity::load(data_dir)?.cluster != authority.cluster() {
-        return Err(AuthorityError::Exists(files.identity()));
+        return Err(AuthorityError::Exists(files.identity_dir()));
     }
-    files::private_folder(&files.authority())?;
+    files::private_folder(&files.authority_dir())?;
     if let Some(tokens) = &contents.tokens {
-        files::replace(&files.tokens(), tokens, 0o600)?;
+        files::replace(&files.authority_tokens(), tokens, 0o600)?;
     }
     write_authority(&files, &contents.key, &contents.certificate)?;
     let node = if member {
@@ -180,7 +180,7 @@ mod tests {
             use std::os::unix::fs::PermissionsExt;
             fs::metadata(path).expect("a file").permissions().mode() & 0o777
         };
-        let files = Files::new(dir.path());
+        let files = Paths::new(dir.path().to_owned());
         assert_eq!((mode(files.node_key()), mode(files.authority_key())), (0o600, 0o600));
         assert!(matches!(init(dir.path(), "lab"), Err(AuthorityError::Exists(_))));
 

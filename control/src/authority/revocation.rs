@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use velo_config::Paths;
 use velo_object::NodeId;
 
-use super::{AuthorityError, Files, files};
+use super::{AuthorityError, files};
 use crate::signed::{Signed, Statement};
 
 /// The most nodes in a list.
@@ -55,7 +56,7 @@ impl Revocations {
     ///
     /// # Errors
     /// [`AuthorityError::Io`], [`AuthorityError::Malformed`].
-    pub fn load(files: &Files, cluster: [u8; 32], authority: NodeId) -> Result<Self, AuthorityError> {
+    pub fn load(files: &Paths, cluster: [u8; 32], authority: NodeId) -> Result<Self, AuthorityError> {
         let mut revocations = Self::new(cluster, authority);
         let path = files.revoked();
         if path.exists() {
@@ -76,7 +77,7 @@ impl Revocations {
     ///
     /// # Errors
     /// [`AuthorityError::Io`].
-    pub fn store(&self, files: &Files) -> Result<(), AuthorityError> {
+    pub fn store(&self, files: &Paths) -> Result<(), AuthorityError> {
         match &self.signed {
             Some(signed) => {
                 files::replace(&files.revoked(), &postcard::to_stdvec(signed).expect("plain data"), 0o644)
@@ -143,8 +144,8 @@ mod tests {
     fn only_newer_lists_of_the_authority_count() {
         let (authority, other) = (signer(), signer());
         let dir = tempfile::tempdir().expect("a directory");
-        let files = Files::new(dir.path());
-        std::fs::create_dir(files.identity()).expect("a folder");
+        let files = Paths::new(dir.path().to_owned());
+        std::fs::create_dir(files.identity_dir()).expect("a folder");
         let mut known = Revocations::load(&files, [1; 32], authority.public()).expect("none yet");
         let [a, b] = [1, 2].map(|n| NodeId::from_bytes([n; 32]));
         let first = authority.sign(&known.with(a, 5).expect("room"));

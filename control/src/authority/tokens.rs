@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use velo_config::Paths;
 use velo_object::NodeId;
 
-use super::{AuthorityError, Files, files};
+use super::{AuthorityError, files};
 
 /// Tokens that are good at one time.
 const MOST_TOKENS: usize = 10_000;
@@ -38,8 +39,8 @@ impl Tokens {
     ///
     /// # Errors
     /// [`AuthorityError::Io`], [`AuthorityError::Malformed`].
-    pub fn open(files: &Files) -> Result<Self, AuthorityError> {
-        let path = files.tokens();
+    pub fn open(files: &Paths) -> Result<Self, AuthorityError> {
+        let path = files.authority_tokens();
         let kept = if path.exists() {
             serde_json::from_slice(&files::read(&path)?).map_err(|error| AuthorityError::Malformed {
                 what: path.display().to_string(),
@@ -118,8 +119,8 @@ mod tests {
     #[test]
     fn uses_and_expiry_outlive_a_restart() {
         let dir = tempfile::tempdir().expect("a directory");
-        let files = Files::new(dir.path());
-        std::fs::create_dir(files.authority()).expect("a folder");
+        let files = Paths::new(dir.path().to_owned());
+        std::fs::create_dir(files.authority_dir()).expect("a folder");
         let [a, b, c] = [1, 2, 3].map(|n| NodeId::from_bytes([n; 32]));
         let tokens = Tokens::open(&files).expect("none yet");
         tokens.add(b"secret of sixteen", 2, 1000, 0).expect("a token");
@@ -132,15 +133,15 @@ mod tests {
         assert!(tokens.take(b"secret of sixteen", c, 10).is_err(), "used up");
         assert!(tokens.take(b"another secret", a, 10).is_err(), "unknown");
         assert!(tokens.take(b"secret of sixteen", a, 1000).is_err(), "expired");
-        let text = std::fs::read_to_string(files.tokens()).expect("a file");
+        let text = std::fs::read_to_string(files.authority_tokens()).expect("a file");
         assert!(!text.contains("sixteen") && !text.contains(&hex::encode("secret of sixteen")));
     }
 
     #[test]
     fn one_use_is_taken_once_by_many() {
         let dir = tempfile::tempdir().expect("a directory");
-        let files = Files::new(dir.path());
-        std::fs::create_dir(files.authority()).expect("a folder");
+        let files = Paths::new(dir.path().to_owned());
+        std::fs::create_dir(files.authority_dir()).expect("a folder");
         let tokens = Tokens::open(&files).expect("none yet");
         tokens.add(b"secret", 1, 1000, 0).expect("a token");
         let taken = std::thread::scope(|scope| {

@@ -472,7 +472,7 @@ pub(super) async fn token(State(app): State<App>, Body(request): Body<TokenReque
         cluster: hex::encode(token.cluster),
         expires_ms: token.expires_s.saturating_mul(1000),
         uses: request.uses,
-        addresses: app.control.setup.addresses.iter().map(ToString::to_string).collect(),
+        addresses: app.control.addresses().iter().map(ToString::to_string).collect(),
     }))
 }
 

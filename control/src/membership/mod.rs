@@ -6,6 +6,6 @@ mod roster;
 mod seal;
 
 pub use gossip::{Gossip, GossipEvent, GossipOptions};
-pub use record::{CheckedMember, MemberRecord};
+pub use record::{CheckedMember, MAX_ADDRESSES, MemberRecord};
 pub use roster::{Liveness, MAX_MEMBERS, Roster, RosterEntry};
 pub use seal::{GossipKey, Keyring, MAX_SEALED_OVERHEAD_BYTES, OpenError, Sealer};

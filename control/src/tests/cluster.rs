@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use velo_config::Paths;
 use velo_object::{BlobId, ObjectId, ObjectKind};
 use velo_socket::join::{JOIN_VERSION, JoinRequest};
 
 use super::{cluster, join, until};
-use crate::authority::{self, Files};
+use crate::authority;
 use crate::identity::Identity;
 use crate::names::ChangeError;
 use crate::node::{Control, PeerError, StartError, lock};
@@ -144,7 +145,7 @@ async fn a_revoked_node_is_out_and_the_key_of_gossip_is_another() {
         assert_eq!(lock(&node.control.keyring).epoch(), Some(2));
         assert_eq!(lock(&node.velod.state).revoked, [out]);
         assert!(node.control.members().iter().all(|member| member.node != out));
-        assert!(Files::new(node.dir.path()).revoked().exists());
+        assert!(Paths::new(node.dir.path().to_owned()).revoked().exists());
     }
     assert_eq!(lock(&nodes[2].control.keyring).epoch(), Some(1), "it does not get the new key");
     let knowledge = Knowledge { members: vec![], revoked_serial: 0, gossip_epoch: None, refs: [0; 32] };
@@ -160,8 +161,8 @@ async fn a_revoked_node_is_out_and_the_key_of_gossip_is_another() {
     nodes[1].restart().await;
     assert!(nodes[1].control.revoked(&out));
     // The list reaches the revoked node itself only by chance; if it does, it does not start again.
-    let list = Files::new(nodes[1].dir.path()).revoked();
-    std::fs::copy(list, Files::new(nodes[2].dir.path()).revoked()).expect("copied");
+    let list = Paths::new(nodes[1].dir.path().to_owned()).revoked();
+    std::fs::copy(list, Paths::new(nodes[2].dir.path().to_owned()).revoked()).expect("copied");
     let again = Control::open(nodes[2].control.setup.clone(), nodes[2].control.velod.clone(), None).await;
     assert!(matches!(again, Err(StartError::Revoked(node)) if node == out));
 }
@@ -190,7 +191,7 @@ async fn who_missed_a_revocation_hears_of_it_later() {
 async fn certificates_renew_themselves() {
     let (nodes, _net) = cluster(2, None).await;
     for node in &nodes {
-        let files = Files::new(node.dir.path());
+        let files = Paths::new(node.dir.path().to_owned());
         let before = std::fs::read(files.node_certificate()).expect("a certificate");
         node.control.renew().await.expect("renewed");
         assert_ne!(std::fs::read(files.node_certificate()).expect("a certificate"), before);

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use velo_config::Paths;
 use velo_object::NodeId;
 use velo_socket::join::{JOIN_VERSION, JoinRequest, Joined};
 
-use crate::authority::{self, Files};
+use crate::authority;
 use crate::identity::Identity;
 use crate::node::{Control, Setup};
 use crate::origin::Origin;
@@ -43,6 +44,7 @@ fn setup(dir: &TempDir, name: &str, port: u16) -> Setup {
         zone: "z".to_owned(),
         addresses: vec![([127, 0, 0, 1], port).into()],
         gossip: ([127, 0, 0, 1], port).into(),
+        reach: None,
         seeds: Vec::new(),
     }
 }
@@ -58,8 +60,8 @@ async fn begin(setup: Setup, velod: &Fake, origin: Option<Origin>) -> Arc<Contro
 
 /// Asks the first node to let this directory in, as a newcomer does.
 pub(crate) async fn join(first: &Arc<Control>, dir: &TempDir, secret: [u8; 16]) -> Result<Joined, String> {
-    let files = Files::new(dir.path());
-    std::fs::create_dir_all(files.identity()).expect("a folder");
+    let files = Paths::new(dir.path().to_owned());
+    std::fs::create_dir_all(files.identity_dir()).expect("a folder");
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key").serialize_pem();
     std::fs::write(files.node_key(), &key).expect("written");
     let request = authority::request(&key).expect("a request");
@@ -68,7 +70,7 @@ pub(crate) async fn join(first: &Arc<Control>, dir: &TempDir, secret: [u8; 16]) 
     let reply = first.answer_stranger(([127, 0, 0, 1], 9).into(), &payload).await?;
     let joined: Joined = postcard::from_bytes(&reply).expect("an answer");
     std::fs::write(files.node_certificate(), authority::pem(&joined.certificate)).expect("written");
-    std::fs::write(files.cluster_certificate(), authority::pem(&joined.authority)).expect("written");
+    std::fs::write(files.ca_certificate(), authority::pem(&joined.authority)).expect("written");
     Ok(joined)
 }
 

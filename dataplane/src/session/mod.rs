@@ -398,3 +398,6 @@ impl crate::engine::Peers for Sessions {
         Self::open_streams(self, node, count);
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,141 @@
+//! Members that break the protocol: they are dropped, and cost nobody anything else.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use rustls::{ClientConnection, StreamOwned};
+use velo_object::{BlobId, NodeId};
+
+use super::authority::{Authority, key, node_of};
+use super::strangers::{client, dial};
+use super::{Node, eventually};
+use crate::identity::{SESSION_ALPN, server_name};
+use crate::session::wire::{Frame, Hello, MAX_FRAME_BYTES, VERSION};
+use crate::session::{PeerMessage, SessionEvent};
+
+type Tls = StreamOwned<ClientConnection, TcpStream>;
+
+/// A member that speaks the protocol by hand.
+fn begin(authority: &Authority, target: &Node) -> (NodeId, Tls) {
+    let key = key();
+    let node = node_of(&key);
+    let config = client(SESSION_ALPN, Some((authority, &key, 60, 3600)));
+    let tls = ClientConnection::new(config, server_name(&target.node)).expect("a client");
+    let mut stream = StreamOwned::new(tls, dial(target.address()));
+    let hello = Hello {
+        version: VERSION,
+        cluster: authority.cluster(),
+        node,
+        boot: 1,
+        listen: Vec::new(),
+        trusted: false,
+    };
+    stream.write_all(&Frame::Hello(hello).encode().expect("small")).expect("sent");
+    assert!(matches!(read(&mut stream), Frame::Hello(hello) if hello.node == target.node));
+    assert!(target.wait_up(node));
+    (node, stream)
+}
+
+fn read(stream: &mut Tls) -> Frame {
+    let mut len = [0; 4];
+    stream.read_exact(&mut len).expect("a frame");
+    let mut bytes = vec![0; u32::from_le_bytes(len) as usize];
+    stream.read_exact(&mut bytes).expect("a frame");
+    postcard::from_bytes(&bytes).expect("a frame")
+}
+
+#[test]
+fn bad_frames_end_the_session() {
+    let authority = Authority::new();
+    let target = Node::new(&authority);
+    let too_large = (MAX_FRAME_BYTES as u32 + 1).to_le_bytes().to_vec();
+    let unknown = [&2u32.to_le_bytes()[..], &[99, 0]].concat();
+    let trailing =
+        [&2u32.to_le_bytes()[..], &postcard::to_stdvec(&Frame::Ping).expect("small"), &[0]].concat();
+    let again = Frame::Refuse(crate::session::wire::Refusal::Full).encode().expect("small");
+    for bad in [too_large, unknown, trailing, again, vec![0; 4]] {
+        let (node, mut stream) = begin(&authority, &target);
+        stream.write_all(&bad).expect("sent");
+        target.wait_down(node);
+        assert!(matches!(stream.read(&mut [0; 1]), Ok(0) | Err(_)));
+    }
+}
+
+#[test]
+fn a_hello_that_does_not_fit_the_certificate_is_refused() {
+    let authority = Authority::new();
+    let target = Node::new(&authority);
+    let (mine, other) = (key(), node_of(&key()));
+    let good = Hello {
+        version: VERSION,
+        cluster: authority.cluster(),
+        node: node_of(&mine),
+        boot: 1,
+        listen: Vec::new(),
+        trusted: false,
+    };
+    let bad = [
+        Hello { node: other, ..good.clone() },
+        Hello { cluster: [0; 32], ..good.clone() },
+        Hello { version: 2, ..good.clone() },
+        Hello { listen: vec!["127.0.0.1:1".parse().expect("an address"); 2000], ..good },
+    ];
+    for hello in bad {
+        let config = client(SESSION_ALPN, Some((&authority, &mine, 60, 3600)));
+        let tls = ClientConnection::new(config, server_name(&target.node)).expect("a client");
+        let mut stream = StreamOwned::new(tls, dial(target.address()));
+        stream.write_all(&Frame::Hello(hello.clone()).encode().expect("small")).expect("sent");
+        let mut received = Vec::new();
+        let _ = stream.read_to_end(&mut received);
+        // Another version is told so; the others hear nothing.
+        assert_eq!(received.is_empty(), hello.version == VERSION);
+    }
+    assert!(target.quiet_for(Duration::from_millis(50)));
+    assert!(target.sessions.status().is_empty());
+}
+
+#[test]
+fn a_peer_that_does_not_read_is_dropped() {
+    let authority = Authority::new();
+    let target = Node::new(&authority);
+    let (node, _stream) = begin(&authority, &target);
+    let blobs: Vec<BlobId> = (0..8000u32).map(|n| BlobId::of(&n.to_le_bytes())).collect();
+    eventually("the queue is full", || {
+        target.sessions.send(node, PeerMessage::Interest { blobs: blobs.clone() });
+        !target.sessions.is_up(&node)
+    });
+    assert!(target.wait_down(node).contains("does not read"));
+}
+
+#[test]
+fn pings_are_answered_and_stray_replies_ignored() {
+    let authority = Authority::new();
+    let target = Node::new(&authority);
+    let (node, mut stream) = begin(&authority, &target);
+    stream.write_all(&Frame::Reply { seq: 77, reply: Ok(vec![1]) }.encode().expect("small")).expect("sent");
+    stream.write_all(&Frame::Ping.encode().expect("small")).expect("sent");
+    assert_eq!(read(&mut stream), Frame::Pong);
+    // More calls at a time than are served: all are answered.
+    target.sessions.set_call_handler(Some(std::sync::Arc::new(|_, _, reply| {
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            let _ = reply.send(Ok(Vec::new()));
+        });
+    })));
+    for seq in 0..200 {
+        stream.write_all(&Frame::Call { seq, payload: vec![] }.encode().expect("small")).expect("sent");
+    }
+    let (mut served, mut refused) = (0, 0);
+    while served + refused < 200 {
+        match read(&mut stream) {
+            Frame::Reply { reply: Ok(_), .. } => served += 1,
+            Frame::Reply { reply: Err(_), .. } => refused += 1,
+            Frame::Ping => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(served >= 64 && refused > 0, "{served} served, {refused} refused");
+    drop(stream);
+    assert!(matches!(target.next(), SessionEvent::Down { node: down, .. } if down == node));
+}
