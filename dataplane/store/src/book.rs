@@ -41,9 +41,19 @@ fn whole_key(table: &str, key: &[u8]) -> Result<Vec<u8>, StoreError> {
 impl Book {
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
         let env = lmdb::open("book", path, MAP_BYTES, Flush::Always)?;
-        let mut txn = env.write_txn().map_err(failed)?;
-        let entries = env.create_database(&mut txn, Some("entries")).map_err(failed)?;
+        // A read first: making it costs a flush.
+        let txn = env.read_txn().map_err(failed)?;
+        let present = env.open_database(&txn, Some("entries")).map_err(failed)?;
         txn.commit().map_err(failed)?;
+        let entries = match present {
+            Some(entries) => entries,
+            None => {
+                let mut txn = env.write_txn().map_err(failed)?;
+                let entries = env.create_database(&mut txn, Some("entries")).map_err(failed)?;
+                txn.commit().map_err(failed)?;
+                entries
+            }
+        };
         Ok(Self { env, entries })
     }
 
@@ -71,10 +81,10 @@ impl Book {
     ) -> Result<(), StoreError> {
         let key = whole_key(table, key)?;
         let mut txn = self.env.write_txn().map_err(failed)?;
-        if let Some(expected) = expect {
-            if self.entries.get(&txn, &key).map_err(failed)? != expected {
-                return Err(StoreError::Conflict { table: table.to_owned() });
-            }
+        if let Some(expected) = expect
+            && self.entries.get(&txn, &key).map_err(failed)? != expected
+        {
+            return Err(StoreError::Conflict { table: table.to_owned() });
         }
         match value {
             Some(value) => self.entries.put(&mut txn, &key, value).map_err(failed)?,

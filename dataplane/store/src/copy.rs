@@ -135,13 +135,16 @@ pub(crate) fn copy_and_hash(
     Ok(Hashed { id: outboard.id(), outboard: Some(outboard) })
 }
 
+/// What is done for one index, with a buffer of one piece.
+pub(crate) type Job<'a, T, E> = dyn Fn(&mut Vec<u8>, u64) -> Result<T, E> + Sync + 'a;
+
 /// Does `job` for every index below `count`, on up to `threads` threads, each with a buffer of its own. Ends at the
 /// first error.
 pub(crate) fn on_all_cores<T: Send, E: Send>(
     count: u64,
     threads: usize,
     buffers: &Buffers,
-    job: &(dyn Fn(&mut Vec<u8>, u64) -> Result<T, E> + Sync),
+    job: &Job<'_, T, E>,
 ) -> Result<Vec<(u64, T)>, E> {
     let next = AtomicU64::new(0);
     let failed = AtomicBool::new(false);

@@ -48,21 +48,22 @@ pub(crate) struct Dir {
 impl Dir {
     /// Makes what is missing of the layout.
     pub fn make(root: &Path) -> Result<Self, StoreError> {
-        for name in ["blobs", "packs", "staging", "quarantine"] {
-            let path = root.join(name);
-            fs::create_dir_all(&path).at(&path)?;
-        }
         let dir = Self { root: root.to_owned() };
-        for first in 0..=255u8 {
-            let path = root.join("blobs").join(format!("{first:02x}"));
-            match fs::create_dir(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                    return Err(error).at(path);
-                }
-                _ => {}
-            }
+        // The one made last: where it is, all are.
+        if dir.folder("blobs").join("ff").is_dir() {
+            return Ok(dir);
         }
-        sync_dir(&root.join("blobs"))?;
+        let make = |path: PathBuf| match fs::create_dir(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            result => result.at(&path),
+        };
+        for name in ["packs", "staging", "quarantine", "blobs"] {
+            make(dir.folder(name))?;
+        }
+        for first in 0..=255u8 {
+            make(dir.folder("blobs").join(format!("{first:02x}")))?;
+        }
+        sync_dir(&dir.folder("blobs"))?;
         sync_dir(root)?;
         Ok(dir)
     }

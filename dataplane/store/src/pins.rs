@@ -190,20 +190,26 @@ impl Inner {
         self.count_pinned()
     }
 
-    /// Works out again what those roots name that have come now.
+    /// Counts what has come now and is pinned, and works out what a pinned root names that has come.
     pub fn pinned_arrived(&self, added: &[Indexed]) -> Result<(), StoreError> {
         let roots: Vec<ObjectId> = {
             let pins = lock(&self.pins);
-            if !added.iter().any(|indexed| pins.protects(&indexed.id)) && pins.open.is_empty() {
+            let protected = added.iter().filter(|indexed| pins.protects(&indexed.id));
+            let stored: u64 = protected.map(|indexed| indexed.record.stored_bytes).sum();
+            self.space.pinned_bytes.fetch_add(stored, Relaxed);
+            if pins.open.is_empty() {
                 return Ok(());
             }
-            pins.open.iter().copied().collect()
+            let packed = added.iter().flat_map(|indexed| &indexed.contents).map(|entry| entry.blob);
+            let came: HashSet<BlobId> = added.iter().map(|indexed| indexed.id).chain(packed).collect();
+            pins.open.iter().filter(|root| came.contains(&root.blob)).copied().collect()
         };
+        if roots.is_empty() {
+            return Ok(());
+        }
         for root in roots {
-            if self.locate(&root.blob)?.is_some() {
-                let named = self.named(root)?;
-                lock(&self.pins).insert(root, named);
-            }
+            let named = self.named(root)?;
+            lock(&self.pins).insert(root, named);
         }
         self.count_pinned()
     }

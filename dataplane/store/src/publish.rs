@@ -1,9 +1,15 @@
 //! Durable, then visible: how arrived files become blobs.
 //!
 //! Order, so that a crash at any instruction leaves either what was staged or a complete blob:
-//! 1. the bytes are flushed, 2. the file gets its name under `blobs/` or `packs/`, 3. the directory is flushed,
-//! 4. the index is told, 5. a pin, where there is one, is written into the book. Eviction waits meanwhile. The outboard beside the file needs no
-//! flush: it is checked whenever it is read and made anew from the bytes where it is damaged.
+//!
+//! 1. The bytes are flushed.
+//! 2. The file gets its name under `blobs/` or `packs/`.
+//! 3. The directory is flushed.
+//! 4. The index is told.
+//! 5. A pin, where there is one, is written into the book.
+//!
+//! Eviction waits meanwhile. The outboard beside the file needs no flush: it is checked whenever it is read, and made
+//! anew from the bytes where it is damaged.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -52,6 +58,28 @@ impl Inner {
         let _changing = lock(&self.changing);
         self.writable()?;
         let mut added = Vec::with_capacity(arrivals.len());
+        let named = self.name(arrivals, &mut added).and_then(|()| self.index.add(&added));
+        if let Err(error) = named {
+            // As it was, so that it can be tried again.
+            for arrival in arrivals.iter().filter(|arrival| added.iter().any(|done| done.id == arrival.id)) {
+                let _ = fs::rename(self.dir.file(&arrival.id, arrival.kind), &arrival.path);
+            }
+            return Err(self.no_room(error));
+        }
+        let stored: u64 = added.iter().map(|indexed| indexed.record.stored_bytes).sum();
+        self.space.used_bytes.fetch_add(stored, Relaxed);
+        self.pinned_arrived(&added)?;
+        if let Some(Err(error)) = root.map(|root| self.pin(root)) {
+            self.unpublish(&added)?;
+            return Err(self.no_room(error));
+        }
+        self.shared.counts.committed.fetch_add(added.len() as u64, Relaxed);
+        self.shared.arrivals.announce();
+        Ok(())
+    }
+
+    /// Gives arrivals their final names, durably; `added` says for which that was done.
+    fn name(&self, arrivals: &[Arrival], added: &mut Vec<Indexed>) -> Result<(), StoreError> {
         let mut folders = Vec::new();
         for arrival in arrivals {
             if self.index.file(&arrival.id)?.is_some() {
@@ -59,12 +87,13 @@ impl Inner {
                 continue;
             }
             let path = self.dir.file(&arrival.id, arrival.kind);
+            let stored_bytes = fs::metadata(&arrival.path).at(&arrival.path)?.blocks() * 512;
             fs::rename(&arrival.path, &path).at(&path)?;
             folders.extend(path.parent().map(Path::to_owned));
             let record = FileRecord {
                 kind: arrival.kind,
                 size_bytes: arrival.size_bytes,
-                stored_bytes: fs::metadata(&path).at(&path)?.blocks() * 512,
+                stored_bytes,
                 used: self.files.tick(),
             };
             added.push(Indexed { id: arrival.id, record, contents: arrival.contents.clone() });
@@ -74,16 +103,19 @@ impl Inner {
             folders.dedup();
             folders.iter().try_for_each(|folder| sync_dir(folder))?;
         }
-        self.index.add(&added)?;
-        let stored: u64 = added.iter().map(|indexed| indexed.record.stored_bytes).sum();
-        self.space.used_bytes.fetch_add(stored, Relaxed);
-        if let Some(root) = root {
-            self.pin(root)?;
-        }
-        self.pinned_arrived(&added)?;
-        self.shared.counts.committed.fetch_add(added.len() as u64, Relaxed);
-        self.shared.arrivals.announce();
         Ok(())
+    }
+
+    /// Where a database had no room: the error that says so with the sizes.
+    fn no_room(&self, error: StoreError) -> StoreError {
+        match error {
+            StoreError::Database { error: heed::Error::Io(io), .. }
+                if io.kind() == std::io::ErrorKind::StorageFull =>
+            {
+                self.space.full(0)
+            }
+            other => other,
+        }
     }
 
     fn flush(&self, arrivals: &[Arrival]) -> Result<(), StoreError> {

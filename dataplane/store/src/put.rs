@@ -2,27 +2,22 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use velo_object::{
     BlobId, ObjectId, ObjectKind, Outboard, PACKED_FILE_BYTES, PackBuilder, PackEntry, PackStep, Tree,
 };
 
-use crate::copy::{CopyError, Hashed, copy_and_hash};
-use crate::dir::{FileKind, remove_file};
+use crate::copy::{Hashed, on_all_cores};
+use crate::dir::FileKind;
 use crate::error::At;
+use crate::ingest::{ReadIn, SIDE_BY_SIDE_BYTES, read_in, size_of};
 use crate::publish::Arrival;
 use crate::space::Reservation;
-use crate::spool::{Spool, Spooled, create};
+use crate::spool::{Spool, Spooled};
 use crate::store::{Inner, Store};
-use crate::{Durability, Ingested, StoreError};
-
-/// Bytes after which a flush is begun while the rest is still being copied.
-const FLUSH_BYTES: u64 = 64 << 20;
+use crate::{Ingested, StoreError};
 
 /// A put that has begun: what it ingests is not visible, and not evicted, before it is committed. Dropped without a
 /// commit, it leaves nothing.
@@ -82,14 +77,13 @@ impl Store {
         let spooled = spool.finish(inner)?;
         let found = spooled.hashed.id;
         if found != id {
-            remove_file(&spooled.path)?;
             return Err(StoreError::Mismatch { expected: id, found });
         }
         let size_bytes = spooled.size_bytes;
-        let path = spooled.path.clone();
-        let arrival = arrival(spooled.path, spooled.hashed, size_bytes, FileKind::Loose, Vec::new());
-        inner.publish(&[arrival], None).inspect_err(|_| drop(remove_file(&path)))?;
-        inner.shared.counts.ingested_bytes.fetch_add(size_bytes, Relaxed);
+        let path = spooled.scratch.path().to_owned();
+        let arrival = arrival(path, spooled.hashed, size_bytes, FileKind::Loose, Vec::new());
+        inner.publish(&[arrival], None)?;
+        inner.count_ingested(size_bytes);
         Ok(Ingested { blob: id, size_bytes, known: false })
     }
 }
@@ -113,36 +107,50 @@ impl Put {
     /// [`StoreError::NotAFile`], [`StoreError::SourceChanged`], [`StoreError::Full`], [`StoreError::Io`]. The put can
     /// go on afterwards, without that file.
     pub fn file(&mut self, file: &File) -> Result<Ingested, StoreError> {
-        let metadata = file.metadata().at("the source")?;
-        if !metadata.is_file() {
-            return Err(StoreError::NotAFile);
-        }
-        let size_bytes = metadata.len();
-        if size_bytes > PACKED_FILE_BYTES {
-            let held_bytes = size_bytes.min(metadata.blocks() * 512 + (1 << 20));
-            return self.large(file, size_bytes, held_bytes);
-        }
-        let mut content = vec![0; size_bytes as usize];
-        let changed = |after_bytes| StoreError::SourceChanged { before_bytes: size_bytes, after_bytes };
-        if let Err(error) = file.read_exact_at(&mut content, 0) {
-            return match error.kind() {
-                std::io::ErrorKind::UnexpectedEof => Err(changed(file.metadata().at("the source")?.len())),
-                _ => Err(error).at("the source"),
-            };
-        }
-        let mut more = [0];
-        if file.read_at(&mut more, size_bytes).at("the source")? > 0 {
-            return Err(changed(file.metadata().at("the source")?.len()));
-        }
-        self.small(&content)
+        let size_bytes = size_of(file)?;
+        let read = read_in(&self.inner, file, size_bytes, self.inner.threads)?;
+        self.take_read(read)
     }
 
-    /// Ingests several files, in the order of the tree.
+    /// Ingests several files, in the order of the tree: as [`Put::file`] for each, but on all cores.
     ///
     /// # Errors
-    /// As [`Put::file`], for the first that fails.
+    /// As [`Put::file`], for one that fails. Which of the others were ingested is not said.
     pub fn files(&mut self, files: &[File]) -> Result<Vec<Ingested>, StoreError> {
-        files.iter().map(|file| self.file(file)).collect()
+        let inner = self.inner.clone();
+        let sizes = files.iter().map(size_of).collect::<Result<Vec<u64>, _>>()?;
+        let mut ingested = Vec::with_capacity(files.len());
+        let mut at = 0;
+        while at < files.len() {
+            // A large file has all cores for itself; smaller ones are read side by side.
+            let run = sizes[at..].iter().take_while(|size| **size <= SIDE_BY_SIDE_BYTES).count();
+            if run == 0 {
+                ingested.push(self.file(&files[at])?);
+                at += 1;
+                continue;
+            }
+            let read = |_: &mut Vec<u8>, index: u64| {
+                let index = at + index as usize;
+                read_in(&inner, &files[index], sizes[index], 1)
+            };
+            let mut all = on_all_cores(run as u64, inner.threads, &inner.buffers, &read)?;
+            all.sort_unstable_by_key(|(index, _)| *index);
+            for (_, read) in all {
+                ingested.push(self.take_read(read)?);
+            }
+            at += run;
+        }
+        Ok(ingested)
+    }
+
+    fn take_read(&mut self, read: ReadIn) -> Result<Ingested, StoreError> {
+        match read {
+            ReadIn::Small(blob, content) => self.lay(blob, &content),
+            ReadIn::Large(spooled) => {
+                self.inner.count_ingested(spooled.size_bytes);
+                self.take(spooled, FileKind::Loose, Vec::new())
+            }
+        }
     }
 
     /// Ingests a small content (the target of a symbolic link, for instance), in the order of the tree.
@@ -154,7 +162,12 @@ impl Put {
         if size_bytes > PACKED_FILE_BYTES {
             return Err(StoreError::NotSmall(size_bytes));
         }
-        let blob = BlobId::of(content);
+        self.lay(BlobId::of(content), content)
+    }
+
+    /// Lays a small content whose id is known.
+    fn lay(&mut self, blob: BlobId, content: &[u8]) -> Result<Ingested, StoreError> {
+        let size_bytes = content.len() as u64;
         let Self { inner, packs, spool, .. } = self;
         let Some(builder) = packs.as_mut() else { return Err(StoreError::Ended(blob)) };
         let mut closed = Vec::new();
@@ -163,7 +176,7 @@ impl Put {
         for (spooled, entries) in closed {
             self.take_pack(spooled, entries)?;
         }
-        inner_count(&self.inner, size_bytes);
+        self.inner.count_ingested(size_bytes);
         Ok(Ingested { blob, size_bytes, known: !fresh })
     }
 
@@ -247,31 +260,6 @@ impl Put {
         Ok(here || self.inner.locate(id)?.is_some())
     }
 
-    fn large(&mut self, file: &File, size_bytes: u64, held_bytes: u64) -> Result<Ingested, StoreError> {
-        let inner = self.inner.clone();
-        let reservation = inner.reserve(held_bytes)?;
-        let (path, target) = create(&inner)?;
-        let copied = copy_flushing(&inner, file, &target, size_bytes, &reservation);
-        let after_bytes = file.metadata().at("the source")?.len();
-        let hashed = match copied {
-            Ok(hashed) if after_bytes == size_bytes => hashed,
-            Ok(_) | Err(CopyError::Short) => {
-                remove_file(&path)?;
-                return Err(StoreError::SourceChanged { before_bytes: size_bytes, after_bytes });
-            }
-            Err(CopyError::Read(error)) => {
-                remove_file(&path)?;
-                return Err(error).at("the source");
-            }
-            Err(CopyError::Write(error)) => {
-                drop(remove_file(&path));
-                return Err(inner.space.io(error, &path, held_bytes));
-            }
-        };
-        inner_count(&inner, size_bytes);
-        self.take(Spooled { path, hashed, size_bytes, reservation }, FileKind::Loose, Vec::new())
-    }
-
     fn take_pack(&mut self, spooled: Spooled, entries: Vec<PackEntry>) -> Result<(), StoreError> {
         let pack = self.take(spooled, FileKind::Pack, entries)?;
         self.made_packs.push(pack);
@@ -285,25 +273,19 @@ impl Put {
         kind: FileKind,
         contents: Vec<PackEntry>,
     ) -> Result<Ingested, StoreError> {
-        let Spooled { path, hashed, size_bytes, reservation } = spooled;
+        let Spooled { scratch, hashed, size_bytes, reservation } = spooled;
         let blob = hashed.id;
         // Held first: from then on it is not evicted.
         self.inner.files.hold(blob);
         self.held.push(blob);
         let known = self.inner.index.file(&blob)?.is_some() || self.large.contains(&blob);
-        if known {
-            remove_file(&path)?;
-        } else {
-            self.arrivals.push(arrival(path, hashed, size_bytes, kind, contents));
+        if !known {
+            self.arrivals.push(arrival(scratch.keep(), hashed, size_bytes, kind, contents));
             self.reservation.join(reservation);
         }
         self.large.insert(blob);
         Ok(Ingested { blob, size_bytes, known })
     }
-}
-
-fn inner_count(inner: &Inner, bytes: u64) {
-    inner.shared.counts.ingested_bytes.fetch_add(bytes, Relaxed);
 }
 
 fn pack_step(
@@ -327,46 +309,6 @@ fn pack_step(
             Ok(())
         }
     }
-}
-
-/// Copies and hashes; a large file is flushed while the rest of it is still being copied, so that the disk is busy
-/// from the beginning.
-fn copy_flushing(
-    inner: &Inner,
-    source: &File,
-    target: &File,
-    size_bytes: u64,
-    reservation: &Reservation,
-) -> Result<Hashed, CopyError> {
-    let copied = AtomicU64::new(0);
-    let written = |bytes: u64| {
-        copied.fetch_add(bytes, Relaxed);
-        reservation.written(bytes);
-    };
-    let copy = || copy_and_hash(source, target, size_bytes, inner.threads, &inner.buffers, &written);
-    if inner.durability == Durability::Process || size_bytes < 2 * FLUSH_BYTES {
-        return copy();
-    }
-    let ended = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let flusher = scope.spawn(|| {
-            let mut flushed = 0;
-            while !ended.load(Relaxed) {
-                let now = copied.load(Relaxed);
-                if now - flushed >= FLUSH_BYTES {
-                    // An error is found again by the flush before the commit.
-                    let _ = target.sync_data();
-                    flushed = now;
-                } else {
-                    std::thread::park_timeout(Duration::from_millis(20));
-                }
-            }
-        });
-        let result = copy();
-        ended.store(true, Relaxed);
-        flusher.thread().unpark();
-        result
-    })
 }
 
 impl Drop for Put {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
-use velo_object::BlobId;
+use velo_object::{BlobId, Outboard};
 
 use crate::dir::Part;
 use crate::error::At;
@@ -22,8 +22,7 @@ impl Store {
         match what {
             What::Blob => self.serve_blob(id, range),
             What::Outboard => {
-                let outboard = self.outboard(id)?.ok_or(StoreError::NotFound(*id))?;
-                let bytes = outboard.encode();
+                let bytes = self.encoded_outboard(id)?;
                 let range = cut(id, &range, bytes.len() as u64)?;
                 let part: Arc<[u8]> = bytes[range.start as usize..range.end as usize].into();
                 Ok(Served {
@@ -33,6 +32,16 @@ impl Store {
                 })
             }
         }
+    }
+
+    fn encoded_outboard(&self, id: &BlobId) -> Result<Arc<[u8]>, StoreError> {
+        let encode =
+            |outboard: Option<Outboard>| outboard.map(|o| o.encode()).ok_or(StoreError::NotFound(*id));
+        if let Some(located) = self.0.locate(id)? {
+            return self.0.outboards.get_or_make(id, located.size_bytes, || encode(self.0.outboard(id)?));
+        }
+        let staging = self.staging(id).ok_or(StoreError::NotFound(*id))?;
+        self.0.outboards.get_or_make(id, staging.size_bytes(), || encode(staging.outboard()))
     }
 
     fn serve_blob(&self, id: &BlobId, range: Range<u64>) -> Result<Served, StoreError> {

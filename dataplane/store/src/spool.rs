@@ -1,8 +1,9 @@
-//! A file in staging that grows by appending and knows its id at the end: packs, and streams of unknown length.
+//! Files that a put writes: removed unless they are kept. One kind grows by appending and knows its id at the end:
+//! packs, and streams of unknown length.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use velo_object::{BlobId, OutboardBuilder, PIECE_BYTES, chaining_value};
 
@@ -12,10 +13,46 @@ use crate::dir::remove_file;
 use crate::space::Reservation;
 use crate::store::Inner;
 
-/// See the module. Removed when dropped, unless it was finished.
+/// A file in `staging/` that belongs to a put: removed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Scratch(Option<PathBuf>);
+
+impl Scratch {
+    /// Makes an empty one.
+    pub fn create(inner: &Inner) -> Result<(Self, File), StoreError> {
+        let path = inner.dir.put(inner.next_put());
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| inner.space.io(error, &path, 0))?;
+        Ok((Self(Some(path)), file))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.as_deref().unwrap_or(Path::new(""))
+    }
+
+    /// Lets the file stay.
+    pub fn keep(mut self) -> PathBuf {
+        self.0.take().unwrap_or_default()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = remove_file(path);
+        }
+    }
+}
+
+/// A file that grows; see the module.
 #[derive(Debug)]
 pub(crate) struct Spool {
-    path: Option<PathBuf>,
+    scratch: Scratch,
     file: File,
     reservation: Reservation,
     buffer: Vec<u8>,
@@ -23,33 +60,20 @@ pub(crate) struct Spool {
     values: Vec<[u8; 32]>,
 }
 
-/// A finished spool.
+/// A whole content in a file of a put.
 #[derive(Debug)]
 pub(crate) struct Spooled {
-    pub path: PathBuf,
+    pub scratch: Scratch,
     pub hashed: Hashed,
     pub size_bytes: u64,
     pub reservation: Reservation,
 }
 
-/// Makes an empty file of a put.
-pub(crate) fn create(inner: &Inner) -> Result<(PathBuf, File), StoreError> {
-    let path = inner.dir.put(inner.next_put());
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|error| inner.space.io(error, &path, 0))?;
-    Ok((path, file))
-}
-
 impl Spool {
     pub fn new(inner: &Inner) -> Result<Self, StoreError> {
-        let (path, file) = create(inner)?;
+        let (scratch, file) = Scratch::create(inner)?;
         Ok(Self {
-            path: Some(path),
+            scratch,
             file,
             reservation: inner.reserve(0)?,
             buffer: inner.buffers.take(),
@@ -84,10 +108,8 @@ impl Spool {
             let outboard = builder.finish();
             Hashed { id: outboard.id(), outboard: Some(outboard) }
         };
-        inner.buffers.put(std::mem::take(&mut self.buffer));
-        let reservation = inner.space.reserve(0);
-        reservation.join(std::mem::replace(&mut self.reservation, inner.space.reserve(0)));
-        Ok(Spooled { path: self.path.take().expect("not finished before"), hashed, size_bytes, reservation })
+        inner.buffers.put(self.buffer);
+        Ok(Spooled { scratch: self.scratch, hashed, size_bytes, reservation: self.reservation })
     }
 
     fn write_piece(&mut self, inner: &Inner) -> Result<(), StoreError> {
@@ -98,20 +120,11 @@ impl Spool {
         }
         self.values.push(chaining_value(index, bytes));
         self.reservation.join(inner.reserve(bytes.len() as u64)?);
-        let path = self.path.as_deref().expect("not finished");
         self.file
             .write_all_at(bytes, index * PIECE_BYTES)
-            .map_err(|error| inner.space.io(error, path, bytes.len() as u64))?;
+            .map_err(|error| inner.space.io(error, self.scratch.path(), bytes.len() as u64))?;
         self.reservation.written(bytes.len() as u64);
         self.filled = 0;
         Ok(())
-    }
-}
-
-impl Drop for Spool {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            let _ = remove_file(path);
-        }
     }
 }

@@ -13,6 +13,7 @@ use crate::copy::Buffers;
 use crate::dir::{Dir, Lock};
 use crate::files::Files;
 use crate::index::Index;
+use crate::outboards::Outboards;
 use crate::pins::PinSet;
 use crate::space::{Reservation, Space};
 use crate::stage::Staging;
@@ -59,6 +60,7 @@ pub(crate) struct Inner {
     pub index: Index,
     pub book: Book,
     pub files: Files,
+    pub outboards: Outboards,
     pub space: Arc<Space>,
     pub shared: Arc<Shared>,
     pub buffers: Buffers,
@@ -108,6 +110,7 @@ impl Store {
             index,
             book,
             files: Files::default(),
+            outboards: Outboards::default(),
             space,
             shared,
             buffers: Buffers::default(),
@@ -181,6 +184,10 @@ impl Inner {
     /// Refuses to change a closed store.
     pub fn writable(&self) -> Result<(), StoreError> {
         if self.closed.load(Relaxed) { Err(StoreError::Closed) } else { Ok(()) }
+    }
+
+    pub fn count_ingested(&self, bytes: u64) {
+        self.shared.counts.ingested_bytes.fetch_add(bytes, Relaxed);
     }
 
     pub fn next_put(&self) -> u64 {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering::Relaxed;
 
 use velo_object::{BlobId, Outboard, Pieces, chaining_value};
 
@@ -61,11 +62,14 @@ impl Inner {
             return Ok(None);
         }
         let contents = self.index.remove_unreadable(&id)?;
-        self.space.used_bytes.fetch_sub(record.stored_bytes, std::sync::atomic::Ordering::Relaxed);
+        self.space.used_bytes.fetch_sub(record.stored_bytes, Relaxed);
         if path.exists() {
             self.quarantine(&id, record.kind)?;
         }
         let pinned = lock(&self.pins).protects(&id);
+        if pinned {
+            self.space.pinned_bytes.fetch_sub(record.stored_bytes, Relaxed);
+        }
         Ok(Some(Damage { blob: id, pieces: pieces.into_iter().flatten().collect(), contents, pinned }))
     }
 

@@ -436,7 +436,7 @@ fn a_blob_that_is_here_gives_an_ended_transfer() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(ProptestConfig::with_cases(8))]
 
     /// Any pieces in any order, any number of kills in between: at the end the content is there, and every piece was
     /// fresh exactly once.

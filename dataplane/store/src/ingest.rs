@@ -1,0 +1,128 @@
+//! Reading one file of this host into the store: small ones into memory, others into a file of the put.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use velo_object::{BlobId, PACKED_FILE_BYTES, PIECE_BYTES};
+
+use crate::copy::{CopyError, Hashed, copy_and_hash};
+use crate::error::At;
+use crate::space::Reservation;
+use crate::spool::{Scratch, Spooled};
+use crate::store::Inner;
+use crate::{Durability, StoreError};
+
+/// Files of at most this many bytes are read side by side, one on each core.
+pub(crate) const SIDE_BY_SIDE_BYTES: u64 = 8 << 20;
+/// Bytes after which a flush is begun while the rest is still being copied.
+const FLUSH_BYTES: u64 = 64 << 20;
+
+/// What was read.
+#[derive(Debug)]
+pub(crate) enum ReadIn {
+    /// It goes to a pack.
+    Small(BlobId, Vec<u8>),
+    Large(Spooled),
+}
+
+/// The size of a regular file.
+pub(crate) fn size_of(file: &File) -> Result<u64, StoreError> {
+    let metadata = file.metadata().at("the source")?;
+    if metadata.is_file() { Ok(metadata.len()) } else { Err(StoreError::NotAFile) }
+}
+
+/// Reads a file of `size_bytes` and hashes it, on up to `threads` threads.
+pub(crate) fn read_in(
+    inner: &Inner,
+    file: &File,
+    size_bytes: u64,
+    threads: usize,
+) -> Result<ReadIn, StoreError> {
+    let read = if size_bytes <= PACKED_FILE_BYTES {
+        read_small(file, size_bytes).map(|content| ReadIn::Small(BlobId::of(&content), content))
+    } else {
+        read_large(inner, file, size_bytes, threads).map(ReadIn::Large)
+    };
+    let after_bytes = size_of(file)?;
+    match read {
+        Ok(_) if after_bytes != size_bytes => {
+            Err(StoreError::SourceChanged { before_bytes: size_bytes, after_bytes })
+        }
+        // It was short for a moment only.
+        Err(None) => Err(StoreError::SourceChanged { before_bytes: size_bytes, after_bytes }),
+        Err(Some(error)) => Err(error),
+        Ok(read) => Ok(read),
+    }
+}
+
+/// The error is none where the file ended early.
+fn read_small(file: &File, size_bytes: u64) -> Result<Vec<u8>, Option<StoreError>> {
+    let mut content = vec![0; size_bytes as usize];
+    match file.read_exact_at(&mut content, 0) {
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(None),
+        result => result.at("the source").map(|()| content).map_err(Some),
+    }
+}
+
+fn read_large(
+    inner: &Inner,
+    file: &File,
+    size_bytes: u64,
+    threads: usize,
+) -> Result<Spooled, Option<StoreError>> {
+    let allocated = file.metadata().at("the source")?.blocks() * 512;
+    // Zeros between the blocks of a sparse file may cost a piece more.
+    let needed_bytes = size_bytes.min(allocated + PIECE_BYTES);
+    let reservation = inner.reserve(needed_bytes)?;
+    let (scratch, target) = Scratch::create(inner)?;
+    match copy_flushing(inner, file, &target, size_bytes, threads, &reservation) {
+        Ok(hashed) => Ok(Spooled { scratch, hashed, size_bytes, reservation }),
+        Err(CopyError::Short) => Err(None),
+        Err(CopyError::Read(error)) => Err(error).at("the source").map_err(Some),
+        Err(CopyError::Write(error)) => Err(Some(inner.space.io(error, scratch.path(), needed_bytes))),
+    }
+}
+
+/// Copies and hashes; a large file is flushed while the rest of it is still being copied, so that the disk is busy
+/// from the beginning.
+fn copy_flushing(
+    inner: &Inner,
+    source: &File,
+    target: &File,
+    size_bytes: u64,
+    threads: usize,
+    reservation: &Reservation,
+) -> Result<Hashed, CopyError> {
+    let copied = AtomicU64::new(0);
+    let written = |bytes: u64| {
+        copied.fetch_add(bytes, Relaxed);
+        reservation.written(bytes);
+    };
+    let copy = || copy_and_hash(source, target, size_bytes, threads, &inner.buffers, &written);
+    if inner.durability == Durability::Process || size_bytes < 2 * FLUSH_BYTES {
+        return copy();
+    }
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let flusher = scope.spawn(|| {
+            let mut flushed = 0;
+            while !ended.load(Relaxed) {
+                let now = copied.load(Relaxed);
+                if now - flushed >= FLUSH_BYTES {
+                    // An error is found again by the flush before the commit.
+                    let _ = target.sync_data();
+                    flushed = now;
+                } else {
+                    std::thread::park_timeout(Duration::from_millis(20));
+                }
+            }
+        });
+        let result = copy();
+        ended.store(true, Relaxed);
+        flusher.thread().unpark();
+        result
+    })
+}
