@@ -267,8 +267,12 @@ impl Engine {
         }
     }
 
-    /// A peer should be asked about a blob, if it has not been.
+    /// A peer should be asked about a blob, if it has not been. Not before the planner knows the blob: it would not hear
+    /// the answer.
     pub(super) fn ask_about(&mut self, node: NodeId, blob: BlobId) {
+        if self.wants.get(&blob).is_none_or(|want| want.stage != Stage::Active) {
+            return;
+        }
         let peer = self.peer(node);
         if peer.up && !peer.told.contains(&blob) && peer.to_ask.insert(blob) {
             self.to_tell.insert(node);

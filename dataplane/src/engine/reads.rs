@@ -33,6 +33,11 @@ impl Engine {
                     let what = Asked::Outboard { serial, size_bytes, bytes, collected: Vec::new() };
                     self.ask(tag, Ask { node: Some(node), blob, what });
                 }
+                Action::ReadPiece { tag, blob, index, len: 0, .. } => {
+                    // Said to be empty: there is nothing to read, and its id tells whether that is true.
+                    self.planner.handle_piece_read(now, tag, 0);
+                    self.try_hole(now, tag, blob, index, 0);
+                }
                 Action::ReadPiece { tag, node, blob, index, len } => {
                     self.ask(tag, Ask { node: Some(node), blob, what: Asked::Piece { index, len } });
                 }
