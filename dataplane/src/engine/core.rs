@@ -10,6 +10,7 @@ use velo_object::{BlobId, NodeId};
 use velo_socket::JobId;
 use velo_swarm::Planner;
 
+use super::exchange::HeldHave;
 use super::handle::Shared;
 use super::inbox::Input;
 use super::job::Job;
@@ -111,6 +112,8 @@ pub(super) struct Engine {
     pub(super) peers: PeerMap,
     /// Who is interested in a blob.
     pub(super) interested: HashMap<BlobId, HashSet<NodeId>>,
+    /// What peers have that the planner does not know yet.
+    pub(super) held: Vec<HeldHave>,
     /// Active wants with news.
     pub(super) with_news: HashSet<BlobId>,
     pub(super) asks: HashMap<AskTag, Ask>,
@@ -165,6 +168,7 @@ impl Engine {
         if self.board_behind {
             until = until.min(self.next_board);
         }
+        until = self.held.iter().map(|held| held.until).fold(until, u64::min);
         until = self.planner.next_deadline().map_or(until, |at| until.min(at));
         if self.nothing_runs() {
             until = until.max(now + 10 * TICK_US);
@@ -215,6 +219,9 @@ impl Engine {
         }
         self.activate();
         self.tell_interests();
+        if !self.held.is_empty() {
+            self.release_haves(now);
+        }
         self.plan(now);
         self.dispatch(now);
         if now >= self.next_news {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use velo_fabric::tcp::TcpPath;
-use velo_object::{BlobId, NodeId, PIECE_BYTES, PieceSet};
+use velo_object::{BlobId, NodeId, PIECE_BYTES, PieceSet, Pieces};
 use velo_swarm::{Failure, Have, SourceInfo};
 
 use super::core::Engine;
@@ -29,8 +29,19 @@ const REDIAL_US: u64 = 250_000;
 const REDIAL_MAX_US: u64 = 10_000_000;
 /// How long an attempt may take until it counts as failed.
 const DIAL_US: u64 = 10_000_000;
+/// How long the planner may be kept from knowing a complete holder.
+const HOLD_US: u64 = 30_000;
 /// Peers that are remembered without a session, at most.
 const PEERS_MAX: usize = 16_384;
+
+/// What a peer has, as long as the planner need not know.
+#[derive(Debug)]
+pub(super) struct HeldHave {
+    node: NodeId,
+    blob: BlobId,
+    have: Have,
+    pub(super) until: u64,
+}
 
 impl Engine {
     pub(super) fn peer(&mut self, node: NodeId) -> &mut Peer {
@@ -108,6 +119,7 @@ impl Engine {
         }
         self.queued_peers.remove(&node);
         self.to_tell.remove(&node);
+        self.held.retain(|held| held.node != node);
         self.planner.remove_source(now, &node);
         interested.iter().for_each(|blob| self.not_interested(node, blob));
     }
@@ -157,18 +169,20 @@ impl Engine {
                 if !peer.told.contains(&blob) {
                     return;
                 }
-                let anything = !have.is_empty();
                 if !peer.source {
                     let source = self.planner.add_source(now, node, SourceInfo { distance: 1 });
                     self.peer(node).source = source;
                 }
-                self.planner.handle_have(now, &node, &blob, Have { size_bytes, have, holes });
-                if anything {
+                if !have.is_empty() {
                     self.open_streams(now, node);
                 }
+                let have = Have { size_bytes, have, holes };
+                self.held.push(HeldHave { node, blob, have, until: now + HOLD_US });
+                self.release_haves(now);
             }
             PeerMessage::HaveNot { blob } => {
                 self.peer(node).unanswered.remove(&blob);
+                self.held.retain(|held| held.node != node || held.blob != blob);
                 self.planner.handle_have_not(now, &node, &blob);
             }
             PeerMessage::HaveMore { blob, pieces } => {
@@ -176,6 +190,21 @@ impl Engine {
                     self.planner.handle_have_more(now, &node, &blob, &pieces);
                     self.open_streams(now, node);
                 }
+            }
+        }
+    }
+
+    /// Tells the planner what peers have. That somebody has all of a blob it hears only when the others that were asked have
+    /// answered, or a moment later: who pulls the blob too should be known before everything is asked of the one that has it.
+    pub(super) fn release_haves(&mut self, now: u64) {
+        for held in std::mem::take(&mut self.held) {
+            let awaited = |(node, peer): (&NodeId, &Peer)| {
+                *node != held.node && now < peer.asked_at + HOLD_US && peer.unanswered.contains(&held.blob)
+            };
+            if held.have.have.is_full() && now < held.until && self.peers.iter().any(awaited) {
+                self.held.push(held);
+            } else {
+                self.planner.handle_have(now, &held.node, &held.blob, held.have);
             }
         }
     }
@@ -208,13 +237,11 @@ impl Engine {
             }
             peer.interested.insert(blob);
             self.interested.entry(blob).or_default().insert(node);
-            match self.wants.get(&blob).map(|want| want.stage) {
-                Some(Stage::Active | Stage::Committing) => {
-                    self.send_have(node, &blob);
-                    self.ask_about(node, blob);
-                }
-                _ if known => {}
-                _ => others.push(blob),
+            if self.wants.contains_key(&blob) {
+                self.send_have(node, &blob);
+                self.ask_about(node, blob);
+            } else if !known {
+                others.push(blob);
             }
         }
         if !others.is_empty() {
@@ -223,15 +250,18 @@ impl Engine {
         }
     }
 
-    /// What is here of a blob that is being received.
+    /// What is here of a blob that is wanted: nothing yet, where it waits for its turn.
     fn send_have(&self, node: NodeId, blob: &BlobId) {
         let Some(want) = self.wants.get(blob) else { return };
         let staging = want.target.as_ref().and_then(|target| target.staging());
-        let have = staging.map_or_else(PieceSet::default, |staging| staging.have());
-        let holes = want.holes.clone().filter(|holes| holes.len() == have.len());
-        let holes = holes.unwrap_or_else(|| PieceSet::new(have.len()));
-        let message = PeerMessage::Have { blob: *blob, size_bytes: want.size_bytes, have, holes };
-        self.sessions.send(node, message);
+        let (size_bytes, have, holes) = match staging {
+            Some(staging) => (Some(staging.size_bytes()), staging.have(), staging.holes()),
+            None => {
+                let nothing = PieceSet::new(want.size_bytes.map_or(0, |size| Pieces::new(size).count()));
+                (want.size_bytes, nothing.clone(), nothing)
+            }
+        };
+        self.sessions.send(node, PeerMessage::Have { blob: *blob, size_bytes, have, holes });
     }
 
     /// Tells all who are interested in a blob that it is being received here.
@@ -249,11 +279,7 @@ impl Engine {
             if !self.peers.get(&node).is_some_and(|peer| peer.interested.contains(&blob)) {
                 continue;
             }
-            if self
-                .wants
-                .get(&blob)
-                .is_some_and(|want| matches!(want.stage, Stage::Active | Stage::Committing))
-            {
+            if self.wants.get(&blob).is_some_and(|want| want.stage == Stage::Active) {
                 // It began meanwhile, and was announced then with more than this.
                 continue;
             }

@@ -17,6 +17,8 @@ use crate::metrics::add;
 
 /// Blobs that are received at the same time.
 const ACTIVE_MAX: usize = 128;
+/// Peers that are asked about a blob only because there is a session with them.
+const ASKED_UNASKED: usize = 32;
 /// Ended jobs that are remembered, and for how long.
 const ENDED_MAX: usize = 256;
 const ENDED_US: u64 = 3_600_000_000;
@@ -68,7 +70,7 @@ impl Engine {
         }
         if new {
             self.queues.entry(Reverse(job.priority)).or_default().push_back(blob);
-        } else if want.stage != Stage::Queued {
+        } else {
             for node in job.sources.clone() {
                 self.ask_about(node, blob);
             }
@@ -131,12 +133,13 @@ impl Engine {
                 self.set_size(blob, size_bytes);
                 return self.blob_here(now, blob);
             }
-            Ok(Opened::Partial { target, size_bytes, have, holes }) => {
+            Ok(Opened::Partial { target, staging }) => {
+                // Pieces that an earlier job left on their way may still come in until now.
+                let (size_bytes, have) = (staging.size_bytes(), staging.have());
                 add(&self.shared.metrics.counters.pieces_resumed_total, have.count());
                 let pieces = velo_object::Pieces::new(size_bytes);
                 let bytes: u64 = have.iter().map(|index| pieces.len(index)).sum();
                 want.target = Some(target);
-                want.holes = Some(holes);
                 spec.known = Known::Outboard(size_bytes);
                 spec.have = Some(have);
                 self.set_size(blob, size_bytes);
@@ -163,12 +166,20 @@ impl Engine {
         self.announce(&blob);
     }
 
-    /// Those who may have a blob: the sources of the jobs that miss it, and who is interested in it too.
+    /// Those who may have a blob: the sources of the jobs that miss it, who is interested in it too, and some of those with a
+    /// session.
     fn sources_of(&self, blob: &BlobId) -> Vec<NodeId> {
         let Some(want) = self.wants.get(blob) else { return Vec::new() };
         let of_jobs = want.jobs.iter().filter_map(|id| self.jobs.get(id)).flat_map(|job| job.sources.iter());
         let interested = self.interested.get(blob).into_iter().flatten();
-        of_jobs.chain(interested).copied().collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+        let up = self.peers.iter().filter(|(_, peer)| peer.up).map(|(node, _)| node).take(ASKED_UNASKED);
+        of_jobs
+            .chain(interested)
+            .chain(up)
+            .copied()
+            .collect::<std::collections::BTreeSet<_>>()
+            .into_iter()
+            .collect()
     }
 
     pub(super) fn add_sources(&mut self, now: u64, id: JobId, sources: Vec<NodeId>) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use velo_fabric::{PathId, Read, ReadError, What};
-use velo_object::{BlobId, NodeId, PIECE_BYTES, Pieces};
+use velo_object::{BlobId, NodeId, PIECE_BYTES};
 use velo_socket::{Error, ErrorCode};
 use velo_swarm::{Accusation, Action, Arrival, Blame, DropReason, Failure};
 
@@ -258,7 +258,6 @@ impl Engine {
                     velo_object::Expected::Whole(_) => 0,
                 };
                 want.target = Some(target);
-                want.holes = Some(velo_object::PieceSet::new(Pieces::new(size_bytes).count()));
                 self.set_size(blob, size_bytes);
                 self.planner.handle_outboard(now, tag);
                 self.announce(&blob);
@@ -284,7 +283,6 @@ impl Engine {
         }
         self.asks.retain(|_, ask| ask.blob != blob || !matches!(ask.what, Asked::Piece { .. }));
         want.news.clear();
-        want.holes = None;
         let lost = std::mem::take(&mut want.done_bytes);
         let jobs = want.jobs.clone();
         self.with_news.remove(&blob);
@@ -315,9 +313,6 @@ impl Engine {
                 let Some(want) = self.wants.get_mut(&blob).filter(|want| want.receives_into(&target)) else {
                     return;
                 };
-                if let Some(holes) = want.holes.as_mut().filter(|holes| hole && index < holes.len()) {
-                    holes.insert(index);
-                }
                 if fresh {
                     let small = want.target.as_ref().is_some_and(|target| target.is_whole());
                     want.news.push((index, hole));

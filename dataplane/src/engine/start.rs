@@ -200,6 +200,7 @@ impl DataPlane {
             active: HashSet::new(),
             peers: HashMap::new(),
             interested: HashMap::new(),
+            held: Vec::new(),
             with_news: HashSet::new(),
             asks: HashMap::new(),
             queued_peers: HashSet::new(),

@@ -60,7 +60,7 @@ pub(crate) enum Opened {
     /// All.
     Complete { size_bytes: u64 },
     /// Some, under a confirmed outboard.
-    Partial { target: Arc<Target>, size_bytes: u64, have: PieceSet, holes: PieceSet },
+    Partial { target: Arc<Target>, staging: Arc<Staging> },
     /// Nothing. The target is there where the blob has only one piece.
     Nothing { target: Option<Arc<Target>> },
 }
@@ -211,9 +211,8 @@ fn open(
                 outboard.confirm();
             }
             if outboard.is_confirmed() {
-                let holes = staging.holes();
-                let target = Arc::new(Target::pieces(outboard, staging));
-                return Ok(Opened::Partial { target, size_bytes, have, holes });
+                let target = Arc::new(Target::pieces(outboard, staging.clone()));
+                return Ok(Opened::Partial { target, staging });
             }
             staging.abandon().map_err(of_store)?;
         }

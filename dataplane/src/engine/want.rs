@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use velo_object::{BlobId, NodeId, PieceSet};
+use velo_object::{BlobId, NodeId};
 use velo_socket::JobId;
 use velo_store::StageKind;
 use velo_swarm::Tag;
@@ -47,8 +47,6 @@ pub(super) struct Want {
     pub(super) target: Option<Arc<Target>>,
     /// The target for the case that it has only one piece.
     pub(super) whole: Option<Arc<Target>>,
-    /// Verified holes.
-    pub(super) holes: Option<PieceSet>,
     /// Pieces that those who are interested have not been told of.
     pub(super) news: Vec<(u64, bool)>,
 }
@@ -77,14 +75,17 @@ impl Want {
             table_of: Vec::new(),
             target: None,
             whole: None,
-            holes: None,
             news: Vec::new(),
         }
     }
 
     /// Whether its pieces go there: not where it is complete, or goes on under another outboard.
     pub(super) fn receives_into(&self, target: &Arc<Target>) -> bool {
-        self.stage == Stage::Active && self.target.as_ref().is_some_and(|own| Arc::ptr_eq(own, target))
+        let same_place = |own: &Arc<Target>| match (own.staging(), target.staging()) {
+            (Some(own), Some(its)) => Arc::ptr_eq(&own, &its),
+            _ => Arc::ptr_eq(own, target),
+        };
+        self.stage == Stage::Active && self.target.as_ref().is_some_and(same_place)
     }
 }
 
