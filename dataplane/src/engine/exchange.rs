@@ -8,6 +8,7 @@ use velo_swarm::{Failure, Have, SourceInfo};
 
 use super::core::Engine;
 use super::peers::{PathPlace, Peer};
+use super::pulls::ASKED_UNASKED;
 use super::task::{HaveMap, Task};
 use super::want::Stage;
 use crate::metrics::add;
@@ -86,18 +87,10 @@ impl Engine {
         peer.failures = 0;
         peer.dialled_at = None;
         interested.iter().for_each(|blob| self.not_interested(node, blob));
-        let blobs: Vec<_> = self
-            .active
-            .iter()
-            .filter(|blob| {
-                self.wants.get(*blob).is_some_and(|want| {
-                    want.jobs
-                        .iter()
-                        .any(|id| self.jobs.get(id).is_some_and(|job| job.sources.contains(&node)))
-                })
-            })
-            .copied()
-            .collect();
+        let few = self.peers.values().filter(|peer| peer.up).count() <= ASKED_UNASKED;
+        let of_job = |id| self.jobs.get(id).is_some_and(|job| job.sources.contains(&node));
+        let asked = |blob: &&BlobId| few || self.wants.get(*blob).is_some_and(|want| want.jobs.iter().any(of_job));
+        let blobs: Vec<_> = self.active.iter().filter(asked).copied().collect();
         blobs.into_iter().for_each(|blob| self.ask_about(node, blob));
     }
 
@@ -170,7 +163,8 @@ impl Engine {
                     return;
                 }
                 if !peer.source {
-                    let source = self.planner.add_source(now, node, SourceInfo { distance: 1 });
+                    let info = SourceInfo { distance: self.sessions.distance(&node) };
+                    let source = self.planner.add_source(now, node, info);
                     self.peer(node).source = source;
                 }
                 if !have.is_empty() {

@@ -18,7 +18,7 @@ use crate::metrics::add;
 /// Blobs that are received at the same time.
 const ACTIVE_MAX: usize = 128;
 /// Peers that are asked about a blob only because there is a session with them.
-const ASKED_UNASKED: usize = 32;
+pub(super) const ASKED_UNASKED: usize = 32;
 /// Ended jobs that are remembered, and for how long.
 const ENDED_MAX: usize = 256;
 const ENDED_US: u64 = 3_600_000_000;
@@ -246,7 +246,7 @@ impl Engine {
                 job.tables_to_read += 1;
             }
         }
-        if !want.table_of.is_empty() {
+        if !readers.is_empty() {
             self.tasks.push(Task::Table { blob, jobs: readers });
         }
         self.want_again(blob, want.kind, want.size_bytes, want.later);

@@ -49,6 +49,8 @@ pub struct SessionOptions {
     pub trusted: bool,
     /// The most sessions.
     pub max_sessions: usize,
+    /// The zone of this node.
+    pub zone: String,
 }
 
 impl SessionOptions {
@@ -60,6 +62,7 @@ impl SessionOptions {
             advertise: config.net.advertise.clone(),
             trusted: config.net.trusted,
             max_sessions: config.net.max_sessions as usize,
+            zone: config.node.zone.clone(),
         }
     }
 }
@@ -396,6 +399,12 @@ impl crate::engine::Peers for Sessions {
 
     fn open_streams(&self, node: NodeId, count: usize) {
         Self::open_streams(self, node, count);
+    }
+
+    fn distance(&self, node: &NodeId) -> u8 {
+        let members = lock(&self.shared.members);
+        let elsewhere = members.get(node).is_some_and(|member| member.zone != self.shared.options.zone);
+        if elsewhere { 2 } else { 1 }
     }
 }
 

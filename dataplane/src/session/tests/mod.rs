@@ -38,6 +38,7 @@ pub(crate) fn options(dir: &TempDir) -> SessionOptions {
         advertise: Vec::new(),
         trusted: false,
         max_sessions: 16,
+        zone: "default".to_owned(),
     }
 }
 
