@@ -89,7 +89,8 @@ impl Engine {
         interested.iter().for_each(|blob| self.not_interested(node, blob));
         let few = self.peers.values().filter(|peer| peer.up).count() <= ASKED_UNASKED;
         let of_job = |id| self.jobs.get(id).is_some_and(|job| job.sources.contains(&node));
-        let asked = |blob: &&BlobId| few || self.wants.get(*blob).is_some_and(|want| want.jobs.iter().any(of_job));
+        let asked =
+            |blob: &&BlobId| few || self.wants.get(*blob).is_some_and(|want| want.jobs.iter().any(of_job));
         let blobs: Vec<_> = self.active.iter().filter(asked).copied().collect();
         blobs.into_iter().for_each(|blob| self.ask_about(node, blob));
     }

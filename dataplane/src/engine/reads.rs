@@ -112,8 +112,7 @@ impl Engine {
             return;
         }
         for node in self.queued_peers.clone() {
-            loop {
-                let Some(peer) = self.peers.get_mut(&node) else { break };
+            while let Some(peer) = self.peers.get_mut(&node) {
                 let Some(tag) = peer.queue.front().copied() else {
                     self.queued_peers.remove(&node);
                     break;
