@@ -59,16 +59,16 @@ impl Stamp {
     pub fn of(stat: &Stat) -> Self {
         Self {
             size: stat.st_size,
-            mtime: (stat.st_mtime as i64, stat.st_mtime_nsec as u64),
-            ctime: (stat.st_ctime as i64, stat.st_ctime_nsec as u64),
+            mtime: (stat.st_mtime, stat.st_mtime_nsec),
+            ctime: (stat.st_ctime, stat.st_ctime_nsec),
         }
     }
 }
 
 /// The time of the last modification, in ns since 1970; 0 before that.
 pub fn mtime_ns(stat: &Stat) -> u64 {
-    let seconds = u64::try_from(stat.st_mtime as i64).unwrap_or(0);
-    seconds.saturating_mul(1_000_000_000).saturating_add(stat.st_mtime_nsec as u64)
+    let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(stat.st_mtime_nsec)
 }
 
 /// Whether a file may be run: its owner's bit decides.
