@@ -167,7 +167,7 @@ impl Node {
         let mut put = self.store.begin_put().expect("begun");
         let mut builder = TreeBuilder::new();
         for (path, content) in files {
-            let named = if content.len() as u64 <= PACKED_FILE_BYTES as u64 {
+            let named = if content.len() as u64 <= PACKED_FILE_BYTES {
                 put.small(content).expect("ingested")
             } else {
                 let file = tempfile::tempfile().expect("a file");
