@@ -219,3 +219,6 @@ impl Drop for Registered {
         lock(&self.open).remove(&self.id);
     }
 }
+
+#[cfg(test)]
+mod tests;

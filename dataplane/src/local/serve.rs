@@ -93,11 +93,11 @@ pub(super) fn serve(context: &Context, mut connection: Connection) {
         return;
     };
     let Ok(shutter) = stream.try_clone() else { return };
-    if writer.send_response(&Response::Done, &[]).is_err() {
-        return;
-    }
     let (queue, calls) = sync_channel(QUEUED_CALLS);
     let pending = Arc::new(Pending { waiting: Mutex::default(), next: AtomicU64::new(1), queue });
+    let number = context.serving.take(&context.sessions, stream, &pending);
+    // Whoever reads this knows that calls come here from now on; calls are written after it.
+    let begun = writer.send_response(&Response::Done, &[]);
     let write = move || {
         while let Ok(call) = calls.recv() {
             if writer.send_response(&call, &[]).is_err() {
@@ -106,10 +106,15 @@ pub(super) fn serve(context: &Context, mut connection: Connection) {
             }
         }
     };
-    if Builder::new().name("velod-calls".to_owned()).spawn(write).is_err() {
-        return;
+    let spawned = begun.is_ok() && Builder::new().name("velod-calls".to_owned()).spawn(write).is_ok();
+    if spawned {
+        read_answers(&mut connection, &pending);
     }
-    let number = context.serving.take(&context.sessions, stream, &pending);
+    context.serving.leave(&context.sessions, number);
+    lock(&pending.waiting).clear();
+}
+
+fn read_answers(connection: &mut Connection, pending: &Pending) {
     loop {
         match connection.receive_request(None) {
             Ok((Request::Answer { call, reply }, _)) => {
@@ -117,13 +122,11 @@ pub(super) fn serve(context: &Context, mut connection: Connection) {
                     let _ = waiting.send(reply);
                 }
             }
-            Ok((other, _)) => {
-                tracing::warn!(request = ?std::mem::discriminant(&other), "velo-control asked on the connection on which it answers");
-                break;
+            Ok(_) => {
+                tracing::warn!("velo-control asked something on the connection on which it answers");
+                return;
             }
-            Err(_) => break,
+            Err(_) => return,
         }
     }
-    context.serving.leave(&context.sessions, number);
-    lock(&pending.waiting).clear();
 }

@@ -15,8 +15,6 @@ use super::answer::{error, store_error};
 
 /// How often a caller that waits is looked after.
 const LOOK: Duration = Duration::from_millis(500);
-/// How often a blob is looked for that a job has not begun to receive yet.
-const BEGIN_POLL: Duration = Duration::from_millis(20);
 /// The longest wait.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
 /// Progress of a verification is told this often.
@@ -35,7 +33,7 @@ fn cancelled() -> Error {
     error(ErrorCode::Cancelled, "velod is stopping, or the caller has gone away")
 }
 
-/// Waits until a range is verified and readable.
+/// Waits until a range is verified and readable, also of a blob that no job has begun to receive yet.
 pub(super) fn wait(
     context: &Context,
     connection: &Connection,
@@ -52,21 +50,13 @@ pub(super) fn wait(
             Err(failure) => failure,
         };
         let over = Instant::now() >= deadline;
-        match failure {
-            StoreError::TimedOut { .. } if !over => {}
-            // A job may be about to receive it.
-            StoreError::NotFound(_) if !over && coming(context) => std::thread::sleep(BEGIN_POLL),
-            failure => return Err(store_error(&failure)),
+        if over || !matches!(failure, StoreError::TimedOut { .. }) {
+            return Err(store_error(&failure));
         }
         if gone(context, connection) {
             return Err(cancelled());
         }
     }
-}
-
-fn coming(context: &Context) -> bool {
-    let going_on = |state: &JobState| matches!(state, JobState::Running | JobState::Waiting);
-    context.engine.jobs().iter().any(|status| going_on(&status.state))
 }
 
 /// Tells of a job until it has ended.

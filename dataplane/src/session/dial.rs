@@ -98,6 +98,10 @@ async fn dial_member(shared: &Arc<Shared>, node: NodeId) -> Result<(), NoSession
     };
     let mut reasons = Vec::new();
     for address in addresses.into_iter().take(ADDRESSES) {
+        if shared.registry.get(&node).is_some() {
+            // Meanwhile the other side has dialled.
+            return Ok(());
+        }
         match dial_address(shared, node, address).await {
             Err(NoSession::Failed(reason)) => reasons.push(format!("{address}: {reason}")),
             other => return other,

@@ -22,6 +22,8 @@ use crate::identity::certificate_facts;
 
 /// How long the first frames may take.
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the larger id's connection waits for the smaller id's own attempt.
+const OWN_DIAL_FIRST: Duration = Duration::from_secs(2);
 /// A session on which nothing is sent for this long gets a ping.
 const PING_AFTER: Duration = Duration::from_secs(5);
 /// A peer that says nothing for this long is gone.
@@ -107,8 +109,8 @@ pub(super) async fn begin_accepted(shared: &Arc<Shared>, mut peer: Authenticated
     }
     check_hello(shared, &peer, &hello)?;
     if shared.node() < peer.node {
-        // Our own attempt goes first, if there is one.
-        shared.dial_ended(peer.node).await;
+        // Our own attempt goes first, if there is one; but one that hangs keeps nobody out.
+        let _ = timeout(OWN_DIAL_FIRST, shared.dial_ended(peer.node)).await;
     }
     match register(shared, peer, hello, false) {
         Ok(begun) => {

@@ -123,3 +123,71 @@ pub(super) async fn write_frame(to: &mut (impl AsyncWrite + Unpin), frame: &Fram
     to.write_all(&frame.encode()?).await?;
     to.flush().await
 }
+
+#[cfg(test)]
+mod tests {
+    use velo_object::{BlobId, PieceSet};
+
+    use super::*;
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().build().expect("a runtime")
+    }
+
+    #[test]
+    fn frames_survive_the_way() {
+        let blob = BlobId::of(b"x");
+        let messages = [
+            PeerMessage::Interest { blobs: vec![blob; 3] },
+            PeerMessage::Have {
+                blob,
+                size_bytes: None,
+                have: PieceSet::full(1000),
+                holes: PieceSet::new(1000),
+            },
+            PeerMessage::HaveNot { blob },
+            PeerMessage::HaveMore { blob, pieces: vec![(1, true), (u64::MAX, false)] },
+            PeerMessage::Done { blobs: Vec::new() },
+        ];
+        let mut frames: Vec<Frame> = messages.into_iter().map(Frame::Message).collect();
+        frames.extend([
+            Frame::Refuse(Refusal::Full),
+            Frame::Call { seq: u64::MAX, payload: vec![1; 300] },
+            Frame::Reply { seq: 0, reply: Err("é".to_owned()) },
+            Frame::OpenStreams(3),
+            Frame::Ping,
+            Frame::Pong,
+        ]);
+        let wire: Vec<u8> = frames.iter().flat_map(|frame| frame.encode().expect("small")).collect();
+        runtime().block_on(async {
+            let mut wire = &wire[..];
+            for frame in &frames {
+                assert_eq!(&read_frame(&mut wire, MAX_FRAME_BYTES).await.expect("a frame"), frame);
+            }
+            assert!(read_frame(&mut wire, MAX_FRAME_BYTES).await.is_err(), "the end");
+        });
+        assert!(Frame::Call { seq: 0, payload: vec![0; MAX_FRAME_BYTES] }.encode().is_err());
+    }
+
+    #[test]
+    fn garbage_is_an_error_and_no_panic() {
+        let mut state = 1u32;
+        let mut next = move || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state
+        };
+        runtime().block_on(async {
+            for _ in 0..20_000 {
+                let len = next() % 40;
+                let mut wire = len.to_le_bytes().to_vec();
+                // Mostly small numbers: those are the ones that mean something.
+                wire.extend((0..len).map(|_| if next() % 3 == 0 { next() as u8 } else { next() as u8 % 12 }));
+                let _ = read_frame(&mut &wire[..], 64).await;
+            }
+            let huge = u32::MAX.to_le_bytes();
+            assert!(read_frame(&mut &huge[..], MAX_FRAME_BYTES).await.is_err());
+        });
+    }
+}
