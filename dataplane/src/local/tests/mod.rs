@@ -53,6 +53,7 @@ impl Velod {
             advertise: Vec::new(),
             trusted: false,
             max_sessions: 16,
+            zone: "test".to_owned(),
         };
         let sessions = Sessions::start(options, move |event| events.session_event(event)).expect("sessions");
         let plane = plane.start(Box::new(sessions.clone())).expect("threads");
