@@ -70,10 +70,14 @@ impl Store {
     /// Pins a root, here or not: what it names is kept once it is here.
     ///
     /// # Errors
-    /// [`StoreError::Closed`], [`StoreError::Database`], [`StoreError::Io`].
+    /// [`StoreError::Tree`] where a tree is here and no valid table; [`StoreError::Closed`], [`StoreError::Database`],
+    /// [`StoreError::Io`].
     pub fn pin(&self, root: ObjectId) -> Result<(), StoreError> {
         let _changing = lock(&self.0.changing);
         self.0.writable()?;
+        if root.kind == ObjectKind::Tree && self.0.locate(&root.blob)?.is_some() {
+            self.0.tree(&root.blob)?;
+        }
         self.0.pin(root)
     }
 
