@@ -86,9 +86,12 @@ impl Velod {
         let died = child.try_wait().expect("a child").is_some();
         if !died && self.node.listen().is_some() {
             // strace's child is velod itself; killing only strace would leave it running.
-            if let Some(pid) = rustix::process::Pid::from_raw(self.node.velod_pid()) {
+            let number = self.node.velod_pid();
+            if let Some(pid) = rustix::process::Pid::from_raw(number) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
+            // strace ends when the last thread of velod is gone; until then one of them holds the store's lock.
+            wait_until("velod dies", || child.try_wait().expect("a child").is_some());
         }
         let _ = child.kill();
         let _ = child.wait();
