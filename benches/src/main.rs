@@ -36,12 +36,25 @@ struct Arguments {
     only: Option<String>,
 }
 
+/// `cargo run -p velo-benches` builds only this program: the one that is measured must be as new.
+fn build_velo() -> anyhow::Result<()> {
+    if std::env::var_os("VELO_EXECUTABLE").is_some() {
+        return Ok(());
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = std::process::Command::new(cargo);
+    build.args(["build", "--release", "--quiet", "-p", "velo"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    anyhow::ensure!(build.status()?.success(), "velo does not build");
+    Ok(())
+}
+
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     anyhow::ensure!(
         !cfg!(debug_assertions),
         "this is an unoptimised build: run `cargo run --release -p velo-benches -- …`"
     );
+    build_velo()?;
     let mut report = Report::new(arguments.json, arguments.only.clone());
     let area = match arguments.area {
         Area::Transfer => {

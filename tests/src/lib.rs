@@ -39,15 +39,20 @@ pub fn has_program(name: &str) -> bool {
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()))
 }
 
-/// The `velo` executable built beside this test.
+/// The `velo` executable built beside this test or benchmark.
+///
+/// # Panics
+/// If it is not built.
 pub fn velo_executable() -> PathBuf {
     if let Some(path) = std::env::var_os("VELO_EXECUTABLE") {
         return path.into();
     }
-    let test = std::env::current_exe().expect("a test has a path");
-    let path = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST").join("velo");
-    assert!(path.exists(), "{} is not built: run `cargo build --workspace` (tests/run does)", path.display());
-    path
+    let own = std::env::current_exe().expect("a program has a path");
+    // target/PROFILE/velo-benches, or target/PROFILE/deps/TEST.
+    let beside = own.ancestors().skip(1).take(2).map(|dir| dir.join("velo"));
+    beside.into_iter().find(|path| path.is_file()).unwrap_or_else(|| {
+        panic!("velo is not built beside {}: run `cargo build --workspace` (tests/run does)", own.display())
+    })
 }
 
 /// Tries until it is true, or panics with `what`.
