@@ -18,14 +18,15 @@ const WOKEN: u32 = 2;
 /// A ring of at least `capacity` entries whose pushing end wakes the sleeper of `waker`.
 pub fn ring<T>(capacity: usize, waker: Waker) -> (Producer<T>, Consumer<T>) {
     let (producer, consumer) = rtrb::RingBuffer::new(capacity);
-    (Producer { ring: producer, waker }, Consumer { ring: consumer })
+    (Producer { ring: producer, waker: WakeAtEnd(waker) }, Consumer { ring: consumer })
 }
 
-/// The end that pushes.
+/// The end that pushes. Dropping it wakes the consumer, so that it sees that nobody will push any more.
 #[derive(Debug)]
 pub struct Producer<T> {
     ring: rtrb::Producer<T>,
-    waker: Waker,
+    // After `ring`: fields are dropped in this order, and the consumer must find the ring abandoned when it wakes.
+    waker: WakeAtEnd,
 }
 
 impl<T> Producer<T> {
@@ -35,7 +36,7 @@ impl<T> Producer<T> {
     /// Gives it back where the ring is full.
     pub fn push(&mut self, item: T) -> Result<(), T> {
         self.ring.push(item).map_err(|rtrb::PushError::Full(item)| item)?;
-        self.waker.wake();
+        self.waker.0.wake();
         Ok(())
     }
 
@@ -47,7 +48,7 @@ impl<T> Producer<T> {
         }
         let Ok(chunk) = self.ring.write_chunk_uninit(count) else { return 0 };
         let pushed = chunk.fill_from_iter(items.drain(..count));
-        self.waker.wake();
+        self.waker.0.wake();
         pushed
     }
 
@@ -62,10 +63,14 @@ impl<T> Producer<T> {
     }
 }
 
-impl<T> Drop for Producer<T> {
-    /// Wakes the consumer, so that it sees that nobody will push any more.
+/// Wakes when it is dropped. A `Drop` of [`Producer`] would run while the ring still has its producer: the consumer would
+/// wake, find the ring in use, and sleep for ever.
+#[derive(Debug)]
+struct WakeAtEnd(Waker);
+
+impl Drop for WakeAtEnd {
     fn drop(&mut self) {
-        self.waker.wake();
+        self.0.wake();
     }
 }
 
@@ -254,6 +259,26 @@ mod tests {
         thread::sleep(Duration::from_millis(5));
         std::io::Write::write_all(&mut &theirs, b"x").unwrap();
         waiting.join().unwrap().unwrap();
+    }
+
+    /// The consumer that sleeps on an empty ring always learns that its producer is gone.
+    #[test]
+    fn the_end_of_the_producer_wakes_the_consumer() {
+        for _ in 0..if cfg!(miri) { 20 } else { 5_000 } {
+            let sleeper = Sleeper::new().unwrap();
+            let (producer, consumer) = ring::<u8>(4, sleeper.waker());
+            let waiting = thread::spawn(move || {
+                let asleep = Instant::now();
+                while !consumer.is_abandoned() {
+                    let unless = || consumer.is_abandoned();
+                    sleeper.sleep_unless(unless, &[], Some(Duration::from_secs(20))).unwrap();
+                }
+                asleep.elapsed()
+            });
+            thread::yield_now();
+            drop(producer);
+            assert!(waiting.join().unwrap() < Duration::from_secs(20), "nobody woke the consumer");
+        }
     }
 
     /// No wake-up is lost: the consumer sleeps without a timeout whenever the ring is empty.
