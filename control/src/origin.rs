@@ -109,6 +109,11 @@ impl Origin {
         }
     }
 
+    /// Whether something is being read from it now.
+    pub fn is_reading(&self) -> bool {
+        !lock(&self.flights).is_empty()
+    }
+
     /// Stores what this node has, with all that a tree names; what is there already is not written again. It is durable when this returns.
     ///
     /// # Errors

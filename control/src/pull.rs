@@ -2,9 +2,9 @@
 //!
 //! Who asks "who has this, I am pulling it" tells the others in the same breath, so that those who pull it too become each other's sources.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use velo_object::{BlobId, NodeId, ObjectId};
 use velo_socket::{ErrorCode, JobId, JobState, JobStatus};
@@ -19,9 +19,18 @@ const FIRST_HOLDER: Duration = Duration::from_millis(800);
 /// Jobs that are fed at once.
 const MOST_JOBS: usize = 1024;
 
-/// The jobs that this node feeds.
+/// How long a node that asked for something while it pulled it is remembered for jobs that begin here.
+const MEMORY: Duration = Duration::from_secs(10);
+/// How many of them.
+const MOST_REMEMBERED: usize = 4096;
+
+/// The jobs that this node feeds, and who pulls what elsewhere.
 #[derive(Debug, Default)]
-pub struct Pulls(Mutex<BTreeMap<JobId, Fed>>);
+pub struct Pulls {
+    fed: Mutex<BTreeMap<JobId, Fed>>,
+    /// Of two nodes that begin at one time, each may ask before the other's job is there.
+    elsewhere: Mutex<VecDeque<(Instant, NodeId, BlobId)>>,
+}
 
 #[derive(Debug, Default)]
 struct Fed {
@@ -30,26 +39,45 @@ struct Fed {
 }
 
 impl Pulls {
-    /// The jobs that get one of these, and do not have this node as a source yet.
-    fn without(&self, node: NodeId, ids: &[BlobId]) -> Vec<JobId> {
-        let mut fed = lock(&self.0);
+    /// A node pulls these. The jobs here that get one of them too, and do not have the node as a source yet.
+    fn meet(&self, node: NodeId, ids: &[BlobId]) -> Vec<JobId> {
+        // In this order, as in `begin`: a job that begins now finds the node in one place or the other.
+        {
+            let now = Instant::now();
+            let mut elsewhere = lock(&self.elsewhere);
+            elsewhere.retain(|(at, other, blob)| {
+                now.duration_since(*at) < MEMORY && (*other != node || !ids.contains(blob))
+            });
+            elsewhere.extend(ids.iter().take(64).map(|id| (now, node, *id)));
+            let excess = elsewhere.len().saturating_sub(MOST_REMEMBERED);
+            elsewhere.drain(..excess);
+        }
+        let mut fed = lock(&self.fed);
         let same = fed.iter_mut().filter(|(_, fed)| ids.iter().any(|id| fed.roots.contains(id)));
         same.filter_map(|(job, fed)| fed.sources.insert(node).then_some(*job)).collect()
     }
 
-    fn sources(&self, job: JobId) -> Vec<NodeId> {
-        lock(&self.0).get(&job).map(|fed| fed.sources.iter().copied().collect()).unwrap_or_default()
+    /// Who was lately heard to pull one of these.
+    fn pullers(&self, ids: &[BlobId]) -> BTreeSet<NodeId> {
+        let elsewhere = lock(&self.elsewhere);
+        let fresh = elsewhere.iter().filter(|(at, _, blob)| at.elapsed() < MEMORY && ids.contains(blob));
+        fresh.map(|(_, node, _)| *node).collect()
+    }
+
+    /// The sources that a job has been given.
+    pub(crate) fn sources(&self, job: JobId) -> Vec<NodeId> {
+        lock(&self.fed).get(&job).map(|fed| fed.sources.iter().copied().collect()).unwrap_or_default()
     }
 
     /// Notes sources; gives those that are new.
     fn add(&self, job: JobId, sources: &[NodeId]) -> Vec<NodeId> {
-        let mut fed = lock(&self.0);
+        let mut fed = lock(&self.fed);
         let Some(fed) = fed.get_mut(&job) else { return Vec::new() };
         sources.iter().copied().filter(|node| fed.sources.insert(*node)).collect()
     }
 
     fn begin(&self, job: JobId, roots: &[ObjectId]) -> bool {
-        let mut fed = lock(&self.0);
+        let mut fed = lock(&self.fed);
         if fed.contains_key(&job) || fed.len() >= MOST_JOBS {
             return false;
         }
@@ -59,7 +87,7 @@ impl Pulls {
     }
 
     fn end(&self, job: JobId) {
-        lock(&self.0).remove(&job);
+        lock(&self.fed).remove(&job);
     }
 }
 
@@ -89,7 +117,7 @@ impl Round {
 impl Control {
     /// Another node pulls these: the jobs here that get them too take it as a source.
     pub(crate) async fn meet_puller(&self, node: NodeId, ids: &[BlobId]) {
-        for job in self.pulls.without(node, ids) {
+        for job in self.pulls.meet(node, ids) {
             if let Err(error) = self.velod.add_sources(job, vec![node]).await {
                 tracing::debug!(%error, job, "a source was not added");
             }
@@ -109,19 +137,24 @@ impl Control {
         let ids: Vec<BlobId> = roots.iter().map(|root| root.blob).collect();
         let mut answers = self.ask_all(&ids, true);
         let mut round = Round::default();
-        let first = async {
-            while let Some((node, holdings)) = answers.recv().await {
-                round.note(node, &holdings.unwrap_or_default());
-                if !round.holders.is_empty() {
-                    return;
+        // What is here begins at once; what it names may have to be found meanwhile.
+        let here = self.velod.stat(ids.clone()).await?;
+        if !here.iter().all(|stat| stat.as_ref().is_some_and(|stat| stat.complete)) {
+            let first = async {
+                while let Some((node, holdings)) = answers.recv().await {
+                    round.note(node, &holdings.unwrap_or_default());
+                    if !round.holders.is_empty() {
+                        return;
+                    }
                 }
-            }
-        };
-        let _ = tokio::time::timeout(FIRST_HOLDER, first).await;
+            };
+            let _ = tokio::time::timeout(FIRST_HOLDER, first).await;
+        }
         let job = self.velod.pull(roots.clone(), tables_only, round.sources(), priority).await?;
         self.metrics.pulls.inc();
         if self.pulls.begin(job, &roots) {
             self.pulls.add(job, &round.sources());
+            self.add_pullers(job, &ids).await;
             let control = Arc::clone(self);
             tokio::spawn(async move {
                 control.finish_round(job, &mut answers, &mut round).await;
@@ -141,6 +174,7 @@ impl Control {
             let ids: Vec<BlobId> = status.roots.iter().map(|root| root.blob).collect();
             let mut answers = self.ask_all(&ids, true);
             let mut round = Round::default();
+            self.add_pullers(job, &ids).await;
             self.finish_round(job, &mut answers, &mut round).await;
             let control = Arc::clone(self);
             tokio::spawn(async move { control.feed(job, status.roots, false, round).await });
@@ -157,6 +191,18 @@ impl Control {
         jobs.into_iter().find(|status| status.job == job).ok_or_else(|| {
             velo_socket::Error { code: ErrorCode::NotFound, message: format!("there is no job {job}") }.into()
         })
+    }
+
+    /// Hands the job those who were heard to pull the same.
+    async fn add_pullers(&self, job: JobId, ids: &[BlobId]) {
+        let pullers: Vec<NodeId> =
+            self.pulls.pullers(ids).into_iter().filter(|node| !self.revoked(node)).collect();
+        let new = self.pulls.add(job, &pullers);
+        if !new.is_empty()
+            && let Err(error) = self.velod.add_sources(job, new).await
+        {
+            tracing::debug!(%error, job, "sources were not added");
+        }
     }
 
     /// Hands the job every source as it answers.
@@ -272,9 +318,15 @@ mod tests {
         let root = ObjectId { kind: velo_object::ObjectKind::Blob, blob: BlobId::of(b"x") };
         let node = NodeId::from_bytes([1; 32]);
         assert!(pulls.begin(7, &[root]) && !pulls.begin(7, &[root]));
-        assert_eq!(pulls.without(node, &[BlobId::of(b"y")]), [0; 0]);
-        assert_eq!(pulls.without(node, &[root.blob]), [7]);
-        assert_eq!(pulls.without(node, &[root.blob]), [0; 0]);
+        assert_eq!(pulls.meet(node, &[BlobId::of(b"y")]), [0; 0]);
+        assert_eq!(pulls.meet(node, &[root.blob]), [7]);
+        assert_eq!(
+            pulls.pullers(&[root.blob]),
+            BTreeSet::from([node]),
+            "remembered for a job that begins later"
+        );
+        assert!(pulls.pullers(&[BlobId::of(b"z")]).is_empty());
+        assert_eq!(pulls.meet(node, &[root.blob]), [0; 0]);
         assert_eq!((pulls.add(7, &[node]), pulls.sources(7)), (vec![], vec![node]));
         pulls.end(7);
         assert!(pulls.sources(7).is_empty() && pulls.add(7, &[node]).is_empty());
