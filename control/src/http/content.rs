@@ -3,6 +3,7 @@
 //! What is not here is pulled; a read waits for its own range and goes out as soon as that has been verified.
 
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use velo_object::{BlobId, EntryKind, ObjectId, ObjectKind, PIECE_BYTES, Tree};
+use velo_object::{BlobId, Entry, EntryKind, ObjectId, ObjectKind, PIECE_BYTES, Tree};
 use velo_socket::{ErrorCode, JobState};
 
 use super::api::meaning;
@@ -23,8 +24,10 @@ use crate::client::{TreeEntryView, TreeView};
 use crate::origin::{MAX_TABLE_BYTES, read};
 use crate::velod::VelodError;
 
-/// How long a read waits for the beginning of what it wants.
+/// How long a read waits for the beginning of what it wants, from somebody who said that he has it.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it waits for somebody to say so.
+const NOBODY: Duration = Duration::from_secs(4);
 /// How long a read that goes on waits for its next piece.
 const NEXT_PIECE: Duration = Duration::from_secs(60);
 /// The largest tree that is listed or looked into, in bytes of its table.
@@ -36,6 +39,14 @@ struct Opened {
     offset: u64,
     size: u64,
     complete: bool,
+}
+
+/// What a body is made of.
+enum Content {
+    /// A blob in the store.
+    Stored(BlobId, Opened),
+    /// A small content, read from its pack and checked.
+    Small(BlobId, Bytes),
 }
 
 async fn object(app: &App, text: &str, kind: ObjectKind) -> Result<ObjectId, ApiError> {
@@ -53,7 +64,7 @@ async fn object(app: &App, text: &str, kind: ObjectKind) -> Result<ObjectId, Api
 
 /// Opens `blob`; if it is not here, pulls `root` and waits until the blob's size is known.
 async fn open(app: &App, blob: BlobId, root: ObjectId, tables_only: bool) -> Result<Opened, ApiError> {
-    let until = Instant::now() + PATIENCE;
+    let began = Instant::now();
     let mut job = None;
     loop {
         match app.control.velod.open(blob, true).await {
@@ -77,11 +88,18 @@ async fn open(app: &App, blob: BlobId, root: ObjectId, tables_only: bool) -> Res
                 JobState::Running | JobState::Waiting | JobState::Complete => {}
             },
         }
-        if Instant::now() > until {
+        let control = &app.control;
+        let coming = job.is_some_and(|job| !control.pulls.sources(job).is_empty())
+            || control.origin.as_ref().is_some_and(|origin| origin.is_reading());
+        let patience = if coming { PATIENCE } else { NOBODY };
+        if began.elapsed() > patience {
             if let Some(job) = job {
-                let _ = app.control.velod.cancel(job).await;
+                let _ = control.velod.cancel(job).await;
             }
-            return Err(ApiError::not_found(format!("{root}: no member and no origin gave it within 30 s")));
+            let seconds = patience.as_secs();
+            return Err(ApiError::not_found(format!(
+                "{root}: no member and no origin gave it within {seconds} s"
+            )));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -96,7 +114,11 @@ async fn arriving(app: &App, root: BlobId) -> Result<bool, ApiError> {
 }
 
 /// Sends what the headers ask for of an opened blob.
-async fn send(app: &App, method: &Method, headers: &HeaderMap, blob: BlobId, opened: Opened) -> Response {
+async fn send(app: &App, method: &Method, headers: &HeaderMap, content: Content) -> Response {
+    let (blob, size) = match &content {
+        Content::Stored(blob, opened) => (*blob, opened.size),
+        Content::Small(blob, bytes) => (*blob, bytes.len() as u64),
+    };
     let text = |name| headers.get(name).and_then(|value: &axum::http::HeaderValue| value.to_str().ok());
     let etag = format!("\"{}\"", blob.to_hex());
     let same = |list: &str| {
@@ -114,7 +136,6 @@ async fn send(app: &App, method: &Method, headers: &HeaderMap, blob: BlobId, ope
     }
     // A range of another version of the content is no range of this one.
     let range = text(header::RANGE).filter(|_| text(header::IF_RANGE).is_none_or(|tag| tag.trim() == etag));
-    let size = opened.size;
     let (status, bytes) = match wanted(range, size) {
         Wanted::Whole => (StatusCode::OK, 0..size),
         Wanted::Part(bytes) => (StatusCode::PARTIAL_CONTENT, bytes),
@@ -133,31 +154,41 @@ async fn send(app: &App, method: &Method, headers: &HeaderMap, blob: BlobId, ope
     if status == StatusCode::PARTIAL_CONTENT {
         set(header::CONTENT_RANGE, format!("bytes {}-{}/{size}", bytes.start, bytes.end - 1));
     }
-    if method != Method::HEAD {
-        let velod = app.control.velod.clone();
-        let chunks = futures_util::stream::try_unfold(bytes.start, move |at| {
-            let (velod, file, end) = (velod.clone(), Arc::clone(&opened.file), bytes.end);
-            let (offset, complete) = (opened.offset, opened.complete);
-            async move {
-                if at >= end {
-                    return Ok(None);
-                }
-                // Up to the end of a piece, so that a read waits for no more than it needs.
-                let next = end.min((at / PIECE_BYTES + 1) * PIECE_BYTES);
-                if !complete {
-                    velod.wait(blob, at..next, NEXT_PIECE).await.map_err(io::Error::other)?;
-                }
-                let read = tokio::task::spawn_blocking(move || {
-                    let mut chunk = vec![0; usize::try_from(next - at).unwrap_or(0)];
-                    file.read_exact_at(&mut chunk, offset + at).map(|()| Bytes::from(chunk))
-                });
-                let chunk = read.await.map_err(io::Error::other)??;
-                Ok::<_, io::Error>(Some((chunk, next)))
-            }
-        });
-        *response.body_mut() = Body::from_stream(chunks);
+    if method == Method::HEAD {
+        return response;
     }
+    *response.body_mut() = match content {
+        Content::Stored(blob, opened) => stream(app, blob, opened, bytes),
+        // Both ends are at most the size of a small content.
+        Content::Small(_, content) => Body::from(content.slice(bytes.start as usize..bytes.end as usize)),
+    };
     response
+}
+
+/// A range of a stored blob, piece by piece as they are there.
+fn stream(app: &App, blob: BlobId, opened: Opened, bytes: Range<u64>) -> Body {
+    let velod = app.control.velod.clone();
+    let chunks = futures_util::stream::try_unfold(bytes.start, move |at| {
+        let (velod, file, end) = (velod.clone(), Arc::clone(&opened.file), bytes.end);
+        let (offset, complete) = (opened.offset, opened.complete);
+        async move {
+            if at >= end {
+                return Ok(None);
+            }
+            // Up to the end of a piece, so that a read waits for no more than it needs.
+            let next = end.min((at / PIECE_BYTES + 1) * PIECE_BYTES);
+            if !complete {
+                velod.wait(blob, at..next, NEXT_PIECE).await.map_err(io::Error::other)?;
+            }
+            let read = tokio::task::spawn_blocking(move || {
+                let mut chunk = vec![0; usize::try_from(next - at).unwrap_or(0)];
+                file.read_exact_at(&mut chunk, offset + at).map(|()| Bytes::from(chunk))
+            });
+            let chunk = read.await.map_err(io::Error::other)??;
+            Ok::<_, io::Error>(Some((chunk, next)))
+        }
+    });
+    Body::from_stream(chunks)
 }
 
 pub(super) async fn blob(
@@ -169,7 +200,7 @@ pub(super) async fn blob(
     let Path(text) = path?;
     let id = object(&app, &text, ObjectKind::Blob).await?;
     let opened = open(&app, id.blob, id, true).await?;
-    Ok(send(&app, &method, &headers, id.blob, opened).await)
+    Ok(send(&app, &method, &headers, Content::Stored(id.blob, opened)).await)
 }
 
 /// The table of a tree, which is pulled if it is not here.
@@ -230,8 +261,50 @@ pub(super) async fn tree_path(
     if !matches!(entry.kind, EntryKind::File | EntryKind::Executable) {
         return Err(ApiError::invalid(format!("`{path}` in {id} is no file")));
     }
-    let opened = open(&app, entry.blob, id, false).await?;
-    Ok(send(&app, &method, &headers, entry.blob, opened).await)
+    let content = match tree.packed().find(|packed| packed.entry.blob == entry.blob) {
+        Some(packed) => {
+            let pack = tree.packs().nth(packed.pack).map(|pack| pack.blob).ok_or_else(|| there(&path))?;
+            small(&app, id, pack, packed.offset_bytes, entry).await?
+        }
+        None => Content::Stored(entry.blob, open(&app, entry.blob, id, false).await?),
+    };
+    Ok(send(&app, &method, &headers, content).await)
+}
+
+/// A small content from its pack, of which no more than this needs to have come. It is checked by its own hash: a tree may name any pack.
+async fn small(
+    app: &App,
+    tree: ObjectId,
+    pack: BlobId,
+    at: u64,
+    entry: Entry<'_>,
+) -> Result<Content, ApiError> {
+    let opened = open(app, pack, tree, false).await?;
+    let range = at..at.saturating_add(entry.size_bytes);
+    let damaged = || {
+        ApiError::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "mismatch",
+            format!("{tree} names a pack that is another"),
+        )
+    };
+    if range.end > opened.size {
+        return Err(damaged());
+    }
+    if !opened.complete && !range.is_empty() {
+        app.control.velod.wait(pack, range, NEXT_PIECE).await?;
+    }
+    let bytes = usize::try_from(entry.size_bytes).unwrap_or(0);
+    let read = tokio::task::spawn_blocking(move || {
+        let mut content = vec![0; bytes];
+        opened.file.read_exact_at(&mut content, opened.offset + at).map(|()| content)
+    });
+    let content = read.await.map_err(io::Error::other).and_then(|read| read);
+    let content = content.map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "io", error))?;
+    if BlobId::of(&content) != entry.blob {
+        return Err(damaged());
+    }
+    Ok(Content::Small(entry.blob, content.into()))
 }
 
 /// Bytes as text: what is not UTF-8 stands as `\xHH`, a backslash as `\\`.

@@ -13,7 +13,7 @@ const OPEN: [&str; 2] = ["/healthz", "/readyz"];
 pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
     app.control.metrics.http_requests.inc();
     let open = OPEN.contains(&request.uri().path());
-    let refused = check(request.headers(), request.uri().host(), open, &app.token, app.addresses.http.port());
+    let refused = check(request.headers(), request.uri().host(), open, &app.token);
     if let Some(error) = refused {
         app.control.metrics.http_refused.inc();
         return error.into_response();
@@ -26,18 +26,16 @@ pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) 
 }
 
 /// Why a request is refused.
-fn check(headers: &HeaderMap, target: Option<&str>, open: bool, token: &str, port: u16) -> Option<ApiError> {
+fn check(headers: &HeaderMap, target: Option<&str>, open: bool, token: &str) -> Option<ApiError> {
     let denied = |why: &str| Some(ApiError::new(StatusCode::FORBIDDEN, "denied", why));
     let text = |name| headers.get(name).map(|value: &axum::http::HeaderValue| value.to_str().unwrap_or(""));
     // A name that resolves to this machine but is not its own (DNS rebinding) is refused here.
-    if !text(header::HOST).or(target).is_some_and(|host| is_local(host, port)) {
+    let host = text(header::HOST).or(target).unwrap_or("");
+    if !is_local(host) {
         return denied("the Host of this request is not this machine: use 127.0.0.1 or localhost");
     }
-    if let Some(origin) = text(header::ORIGIN) {
-        let host = origin.strip_prefix("http://");
-        if !host.is_some_and(|host| is_local(host, port)) {
-            return denied("requests from pages of another origin are refused");
-        }
+    if text(header::ORIGIN).is_some_and(|origin| origin.strip_prefix("http://") != Some(host)) {
+        return denied("requests from pages of another origin are refused");
     }
     if open {
         return None;
@@ -51,17 +49,14 @@ fn check(headers: &HeaderMap, target: Option<&str>, open: bool, token: &str, por
     None
 }
 
-/// Whether `host` (with or without a port) names this machine.
-fn is_local(host: &str, port: u16) -> bool {
+/// Whether `host` (with or without a port) is an address or `localhost`: neither can be bound to another machine behind the caller's back.
+fn is_local(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
-        Some((name, digits)) if !name.ends_with(':') && digits.parse() == Ok(port) => name,
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.ends_with(':') => name,
         _ => host,
     };
-    name == "localhost"
-        || name.trim_start_matches('[').trim_end_matches(']').parse().is_ok_and(|ip: std::net::IpAddr| {
-            // An address cannot be rebound: whoever names one names the machine that he reached.
-            ip.is_loopback() || !name.is_empty()
-        })
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    name == "localhost" || bare.parse::<std::net::IpAddr>().is_ok()
 }
 
 #[cfg(test)]
@@ -78,7 +73,7 @@ mod tests {
     #[test]
     fn only_the_bearer_of_the_token_from_this_machine() {
         let ask = |pairs: &[(&'static str, &str)], open| {
-            check(&headers(pairs), None, open, "secret", 7441).map(|error| error.status.as_u16())
+            check(&headers(pairs), None, open, "secret").map(|error| error.status.as_u16())
         };
         let good = [("host", "127.0.0.1:7441"), ("authorization", "Bearer secret")];
         assert_eq!(ask(&good, false), None);
@@ -94,6 +89,10 @@ mod tests {
         assert_eq!(ask(&good[1..], false), Some(403), "no Host");
         assert_eq!(ask(&[good[0], good[1], ("origin", "http://evil.example")], false), Some(403));
         assert_eq!(ask(&[good[0], good[1], ("origin", "null")], false), Some(403));
+        assert_eq!(ask(&[good[0], good[1], ("origin", "http://127.0.0.1:80")], false), Some(403));
+        assert_eq!(ask(&[good[0], good[1], ("origin", "http://6.6.6.6:7441")], false), Some(403));
+        assert_eq!(ask(&[("host", "localhost:8000"), good[1]], false), None, "a forwarded port");
+        assert_eq!(ask(&[("host", ""), good[1]], false), Some(403));
         assert_eq!(ask(&[good[0], good[1], ("origin", "http://127.0.0.1:7441")], false), None);
     }
 }

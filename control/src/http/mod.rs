@@ -8,6 +8,7 @@ mod content;
 mod error;
 mod guard;
 mod range;
+mod transfers;
 
 use std::sync::Arc;
 
@@ -60,13 +61,13 @@ pub(crate) fn router(control: Arc<Control>, token: &str, addresses: Addresses) -
         .route("/v1/refs", get(api::refs))
         .route("/v1/refs/{*name}", get(api::get_ref).put(api::put_ref).delete(api::delete_ref))
         .route("/v1/resolve", get(api::resolve))
-        .route("/v1/where", get(api::whereabouts))
-        .route("/v1/pull", post(api::pull))
-        .route("/v1/sources", post(api::sources))
-        .route("/v1/jobs", get(api::jobs))
-        .route("/v1/jobs/{job}", get(api::job).merge(delete(api::cancel)))
-        .route("/v1/jobs/{job}/events", get(api::events))
-        .route("/v1/origin/put", post(api::origin_put))
+        .route("/v1/where", get(transfers::whereabouts))
+        .route("/v1/pull", post(transfers::pull))
+        .route("/v1/sources", post(transfers::sources))
+        .route("/v1/jobs", get(transfers::jobs))
+        .route("/v1/jobs/{job}", get(transfers::job).merge(delete(transfers::cancel)))
+        .route("/v1/jobs/{job}/events", get(transfers::events))
+        .route("/v1/origin/put", post(transfers::origin_put))
         .route("/v1/cluster/token", post(api::token))
         .route("/v1/cluster/revoke", post(api::revoke))
         .route("/v1/blobs/{id}", get(content::blob))

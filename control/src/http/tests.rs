@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use serde::de::DeserializeOwned;
 use tower::ServiceExt as _;
-use velo_object::{BlobId, EntryKind, Named, ObjectId, ObjectKind, TreeBuilder};
+use velo_object::{BlobId, EntryKind, Named, ObjectId, ObjectKind, PackBuilder, PackStep, TreeBuilder};
 
 use super::*;
 use crate::client::*;
@@ -141,11 +141,26 @@ async fn blobs_and_files_of_trees_with_ranges() {
     let (blob, tree) = {
         let mut state = lock(&nodes[0].velod.state);
         let blob = state.store(&content);
+        let (mut packs, small, mut pack) = (PackBuilder::new(), BlobId::of(b"small"), Vec::new());
+        let mut write = |step: PackStep<'_>| -> Result<(), ()> {
+            if let PackStep::Append(bytes) = step {
+                pack.extend_from_slice(bytes);
+            }
+            Ok(())
+        };
+        packs.push(BlobId::of(b"tiny"), b"tiny", &mut write).expect("room");
+        packs.push(small, b"small", &mut write).expect("room");
+        packs.finish(&mut write).expect("closed");
+        // The pack alone is in the store, as it is when it came from elsewhere and is not indexed.
+        let packs = [Named { blob: state.store(&pack), size_bytes: pack.len() as u64 }];
         let mut builder = TreeBuilder::new();
-        builder
-            .content(b"dir/large\xff", EntryKind::File, Named { blob, size_bytes: content.len() as u64 }, 0)
-            .expect("an entry");
-        let table = builder.finish(&[]).expect("a tree").into_bytes();
+        let mut file = |path: &[u8], blob, size_bytes| {
+            builder.content(path, EntryKind::File, Named { blob, size_bytes }, 0).expect("an entry");
+        };
+        file(b"a-tiny", BlobId::of(b"tiny"), 4);
+        file(b"b-small", small, 5);
+        file(b"dir/large\xff", blob, content.len() as u64);
+        let table = builder.finish(&packs).expect("a tree").into_bytes();
         (blob, state.store(&table))
     };
     let caller = Caller::new(&nodes[0]);
@@ -171,7 +186,12 @@ async fn blobs_and_files_of_trees_with_ranges() {
     assert_eq!((head.status.as_u16(), head.header(header::CONTENT_LENGTH), head.body.len()), (206, "2", 0));
 
     let listed: TreeView = caller.get(&format!("/v1/trees/{}", tree.to_hex())).await.json();
-    assert_eq!(listed.entries[0].path, "dir/large\\xff");
+    assert_eq!(listed.entries[2].path, "dir/large\\xff");
+    let small = caller.get(&format!("/v1/trees/{}/b-small", tree.to_hex())).await;
+    assert_eq!((small.status.as_u16(), small.text().as_str()), (200, "small"));
+    let small = format!("/v1/trees/{}/b-small", tree.to_hex());
+    let small = caller.send("GET", &small, &with("range", "bytes=1-2"), "").await;
+    assert_eq!((small.status.as_u16(), small.text().as_str()), (206, "ma"));
     let file = format!("/v1/trees/{}/dir/large%5Cxff", tree.to_hex());
     let file = caller.send("GET", &file, &with("range", "bytes=5-9"), "").await;
     assert_eq!(&file.body[..], &content[5..10], "{}", file.text());
