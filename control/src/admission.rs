@@ -131,15 +131,12 @@ impl Control {
             return Err(AuthorityError::Refused("the authority's own node cannot be revoked".to_owned()));
         }
         let failed = |why: String| AuthorityError::Malformed { what: "the revocation".to_owned(), why };
-        let (list, epoch) = {
-            let revocations = self.revocations();
-            let epoch = lock(&self.keyring).epoch().unwrap_or(0).saturating_add(1);
-            (revocations.with(node, now_ms())?, epoch)
-        };
-        let list = authority.signer().sign(&list);
-        let key = GossipKey::generate(self.cluster, epoch).map_err(|error| failed(error.to_string()))?;
-        let key = authority.signer().sign(&key);
-        // The list before the key: nobody hands the new key to a node of which he does not know yet that it is out.
+        let list = self.revocations().with(node, now_ms())?;
+        let epoch = lock(&self.keyring).epoch().unwrap_or(0).saturating_add(1);
+        let key = GossipKey::generate(self.cluster, epoch, list.serial)
+            .map_err(|error| failed(error.to_string()))?;
+        let (list, key) = (authority.signer().sign(&list), authority.signer().sign(&key));
+        // The list before the key, here and at all others: nobody hands the new key to a node of which he does not know yet that it is out.
         self.hear_revoked(&list).await.map_err(failed)?;
         self.hear_key(&key).await.map_err(failed)?;
         let (told, silent) = self.tell_all(vec![News::Revoked(list), News::GossipKey(key)]).await;

@@ -157,18 +157,18 @@ impl Control {
         if let Some(value) = velod.book_get(CLUSTER, GOSSIP_KEY).await?
             && let Ok(signed) = postcard::from_bytes(&value)
         {
-            keyring.merge(&signed, &cluster, authority_key, now_ms());
+            keyring.merge(&signed, &cluster, authority_key, revocations.serial(), now_ms());
         }
         if let Some((authority, _)) = &authority
             && keyring.epoch().is_none()
         {
             // A backup that came back may meet a cluster with later epochs; the serial number tells how many there were.
             let epoch = u32::try_from(revocations.serial()).unwrap_or(u32::MAX).saturating_add(1);
-            let key = authority
-                .signer()
-                .sign(&GossipKey::generate(cluster, epoch).map_err(StartError::Randomness)?);
+            let key = authority.signer().sign(
+                &GossipKey::generate(cluster, epoch, revocations.serial()).map_err(StartError::Randomness)?,
+            );
             velod.book_put(CLUSTER, GOSSIP_KEY, Some(postcard::to_stdvec(&key).unwrap_or_default())).await?;
-            keyring.merge(&key, &cluster, authority_key, now_ms());
+            keyring.merge(&key, &cluster, authority_key, revocations.serial(), now_ms());
         }
         Ok(Arc::new(Self {
             node,
@@ -356,9 +356,10 @@ impl Control {
     pub(crate) async fn hear_key(&self, signed: &Signed) -> Result<bool, String> {
         let _one = self.revoking.lock().await;
         let authority = self.identity.load().authority;
+        let heard = self.revocations().serial();
         let new = {
             let mut keyring = lock(&self.keyring);
-            keyring.merge(signed, &self.cluster, authority, now_ms())
+            keyring.merge(signed, &self.cluster, authority, heard, now_ms())
         };
         if new {
             let value = postcard::to_stdvec(signed).unwrap_or_default();

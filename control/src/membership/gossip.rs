@@ -389,8 +389,9 @@ mod tests {
         let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
         let address = socket.local_addr().expect("its address");
         let mut keyring = Keyring::default();
-        let key = authority.sign(&GossipKey { cluster: [0; 32], epoch, key: [epoch as u8; 32] });
-        assert!(keyring.merge(&key, &[0; 32], authority.public(), 0));
+        let key =
+            authority.sign(&GossipKey { cluster: [0; 32], epoch, revoked_serial: 0, key: [epoch as u8; 32] });
+        assert!(keyring.merge(&key, &[0; 32], authority.public(), 0, 0));
         let options = GossipOptions {
             node: signer.public(),
             cluster: [0; 32],

@@ -29,6 +29,8 @@ pub struct GossipKey {
     pub cluster: [u8; 32],
     /// Rises at every revocation.
     pub epoch: u32,
+    /// The list of revocations that whoever has this key must have: so nobody hands it to a node without knowing that it is out.
+    pub revoked_serial: u64,
     /// The key.
     pub key: [u8; 32],
 }
@@ -48,10 +50,10 @@ impl GossipKey {
     ///
     /// # Errors
     /// Where the system has no randomness.
-    pub fn generate(cluster: [u8; 32], epoch: u32) -> Result<Self, getrandom::Error> {
+    pub fn generate(cluster: [u8; 32], epoch: u32, revoked_serial: u64) -> Result<Self, getrandom::Error> {
         let mut key = [0; 32];
         getrandom::fill(&mut key)?;
-        Ok(Self { cluster, epoch, key })
+        Ok(Self { cluster, epoch, revoked_serial, key })
     }
 }
 
@@ -63,10 +65,21 @@ pub struct Keyring {
 }
 
 impl Keyring {
-    /// Takes over a key of a later epoch, if the authority signed it. Whether it was one.
-    pub fn merge(&mut self, signed: &Signed, cluster: &[u8; 32], authority: NodeId, now_ms: u64) -> bool {
+    /// Takes over a key of a later epoch, if the authority signed it and the list of revocations that it asks for is known (`heard`). Whether
+    /// it was one.
+    pub fn merge(
+        &mut self,
+        signed: &Signed,
+        cluster: &[u8; 32],
+        authority: NodeId,
+        heard: u64,
+        now_ms: u64,
+    ) -> bool {
         let Ok(key) = signed.open_by::<GossipKey>(authority) else { return false };
-        if key.cluster != *cluster || self.epoch().is_some_and(|epoch| key.epoch <= epoch) {
+        if key.cluster != *cluster
+            || key.revoked_serial > heard
+            || self.epoch().is_some_and(|epoch| key.epoch <= epoch)
+        {
             return false;
         }
         let before = self.current.replace((key, signed.clone()));
@@ -249,10 +262,11 @@ mod tests {
 
     fn keyring(authority: &Signer, epochs: std::ops::RangeInclusive<u32>) -> (Keyring, Vec<Signed>) {
         let mut keyring = Keyring::default();
-        let keys = epochs
-            .map(|epoch| authority.sign(&GossipKey { cluster: [0; 32], epoch, key: [epoch as u8; 32] }));
+        let keys = epochs.map(|epoch| {
+            authority.sign(&GossipKey { cluster: [0; 32], epoch, revoked_serial: 0, key: [epoch as u8; 32] })
+        });
         let keys: Vec<_> = keys.collect();
-        keys.iter().for_each(|key| assert!(keyring.merge(key, &[0; 32], authority.public(), 0)));
+        keys.iter().for_each(|key| assert!(keyring.merge(key, &[0; 32], authority.public(), 0, 0)));
         (keyring, keys)
     }
 
@@ -290,11 +304,15 @@ mod tests {
         let (old, keys) = keyring(&authority, 1..=1);
         let (mut new, _) = keyring(&authority, 1..=1);
         let (mut from, mut to) = (Sealer::new(a, 1), Sealer::new(b, 1));
-        let next = GossipKey { cluster: [0; 32], epoch: 2, key: [9; 32] };
-        assert!(!new.merge(&other.sign(&next), &[0; 32], authority.public(), 100), "another signer");
-        assert!(!new.merge(&authority.sign(&next), &[1; 32], authority.public(), 100), "another cluster");
-        assert!(new.merge(&authority.sign(&next), &[0; 32], authority.public(), 100));
-        assert!(!new.merge(&keys[0], &[0; 32], authority.public(), 100), "an older one");
+        let next = GossipKey { cluster: [0; 32], epoch: 2, revoked_serial: 1, key: [9; 32] };
+        assert!(!new.merge(&other.sign(&next), &[0; 32], authority.public(), 1, 100), "another signer");
+        assert!(!new.merge(&authority.sign(&next), &[1; 32], authority.public(), 1, 100), "another cluster");
+        assert!(
+            !new.merge(&authority.sign(&next), &[0; 32], authority.public(), 0, 100),
+            "its list is not known"
+        );
+        assert!(new.merge(&authority.sign(&next), &[0; 32], authority.public(), 1, 100));
+        assert!(!new.merge(&keys[0], &[0; 32], authority.public(), 1, 100), "an older one");
         let datagram = from.seal(&old, b"x").expect("a key");
         assert!(to.open(&new, &datagram, 101).is_ok(), "for a short time");
         let datagram = from.seal(&old, b"x").expect("a key");
