@@ -242,9 +242,7 @@ impl Control {
 
     /// Signs this node's record anew if something in it has changed (or `again`), keeps it and spreads it.
     pub(crate) async fn publish(&self, left: bool, again: bool) {
-        let free_bytes = rustix::fs::statvfs(&self.setup.data_dir)
-            .map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
-            .unwrap_or(0);
+        let free_bytes = self.free_bytes().await;
         let member = {
             let mut own = lock(&self.own);
             let before = own.as_ref().map(|own| &own.record);
@@ -282,6 +280,18 @@ impl Control {
             gossip.spread(&member.signed).await;
         }
         self.members_changed.notify_one();
+    }
+
+    /// What the store can still take: what its capacity and the disk leave.
+    async fn free_bytes(&self) -> u64 {
+        let status = self.velod.status().await.unwrap_or_default();
+        let gauge = |name: &str| status.gauges.iter().find(|(own, _)| own == name).map(|(_, value)| *value);
+        let disk = gauge("store_disk_free_bytes").unwrap_or(0);
+        let used = gauge("store_used_bytes").unwrap_or(0);
+        match gauge("store_capacity_bytes") {
+            Some(capacity) if capacity > 0 => disk.min(capacity.saturating_sub(used)),
+            _ => disk,
+        }
     }
 
     /// Where velod is reached.
@@ -341,7 +351,7 @@ impl Control {
             });
             if behind {
                 self.roster().merge(member);
-                Box::pin(self.publish(false, true)).await;
+                self.publish(false, true).await;
             }
             return behind;
         }
