@@ -11,6 +11,9 @@ use crate::signed::{Signed, Statement};
 /// How many values a name remembers, the present one among them.
 pub const HISTORY: usize = 10;
 
+/// The largest record, in bytes: a name of 200 and 10 values are less, and a thousand of them fit into one message.
+const MAX_RECORD_BYTES: usize = 1500;
+
 /// A value that a name has or had.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Value {
@@ -56,7 +59,7 @@ impl CheckedRef {
     /// # Errors
     /// Why it is not believed.
     pub fn check(signed: Signed, cluster: &[u8; 32]) -> Result<Self, String> {
-        if signed.body_bytes() > 4096 {
+        if signed.body_bytes() > MAX_RECORD_BYTES {
             return Err("a record of a name that is too long".to_owned());
         }
         let record: RefRecord = signed.open().map_err(|error| error.to_string())?;
