@@ -1,5 +1,6 @@
 //! The daemon: waits for velod, starts what a control plane consists of, and stops it cleanly.
 
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -48,7 +49,12 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 fn start_log(config: &Config) {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log.level)
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours)
+        .with_target(false);
     // Whoever embeds this may have started a log of his own.
     let _ = match config.log.format {
         LogFormat::Json => log.json().try_init(),
