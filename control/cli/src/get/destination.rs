@@ -110,13 +110,8 @@ pub fn rename_over(dir: BorrowedFd<'_>, temporary: &OsStr, name: &OsStr) -> Resu
     match rustix::fs::renameat(dir, temporary, dir, name) {
         Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {
             rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?;
-            rustix::fs::renameat(dir, temporary, dir, name)?;
+            rustix::fs::renameat(dir, temporary, dir, name)
         }
-        other => other?,
-    }
-    // Where both were links to one file, a rename does nothing and leaves both.
-    match rustix::fs::unlinkat(dir, temporary, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
         other => other,
     }
 }

@@ -98,26 +98,36 @@ impl Placement {
         interrupt: &Interrupt,
         step: impl FnMut(u64),
     ) -> anyhow::Result<Placed> {
-        // What an interrupted run left under this name is of no use to a copy.
-        match rustix::fs::unlinkat(&self.dir, temporary, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let mut placed = Placed::Written;
         if self.kind == EntryKind::Symlink {
             self.symlink(temporary)?;
         } else if self.link && self.whole_file()? {
             self.hard_link(temporary)?;
-            placed = Placed::Linked;
+            self.rename(temporary)?;
+            // Where both names were links to one file already, the rename did nothing.
+            let _ = rustix::fs::unlinkat(&self.dir, temporary, AtFlags::empty());
+            return Ok(Placed::Linked);
         } else {
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let file = File::from(rustix::fs::openat(&self.dir, temporary, flags, mode_of(self.kind))?);
+            let mode = mode_of(self.kind);
+            let file = self.anew(temporary, || rustix::fs::openat(&self.dir, temporary, flags, mode))?;
+            let file = File::from(file);
             let Content { file: from, offset_bytes, size_bytes } = &self.content;
             copy(from, *offset_bytes, *size_bytes, &file, interrupt, step)?;
             set_mtime(file.as_fd(), self.mtime_ns)?;
         }
         self.rename(temporary)?;
-        Ok(placed)
+        Ok(Placed::Written)
+    }
+
+    /// Makes something under the temporary name. What an interrupted run left there is of no use to a copy.
+    fn anew<T>(&self, temporary: &OsStr, make: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+        match make() {
+            Err(Errno::EXIST) => {
+                rustix::fs::unlinkat(&self.dir, temporary, AtFlags::empty())?;
+                make()
+            }
+            made => made,
+        }
     }
 
     fn rename(&self, temporary: &OsStr) -> anyhow::Result<()> {
@@ -135,7 +145,8 @@ impl Placement {
                 "the target of this link has a zero byte: the tree cannot be used",
             ));
         }
-        rustix::fs::symlinkat(OsStr::from_bytes(&target), &self.dir, temporary)?;
+        let target = OsStr::from_bytes(&target);
+        self.anew(temporary, || rustix::fs::symlinkat(target, &self.dir, temporary))?;
         if self.mtime_ns != 0 {
             rustix::fs::utimensat(&self.dir, temporary, &times(self.mtime_ns), AtFlags::SYMLINK_NOFOLLOW)?;
         }
@@ -152,7 +163,10 @@ impl Placement {
 
     fn hard_link(&self, temporary: &OsStr) -> anyhow::Result<()> {
         let open = format!("/proc/self/fd/{}", self.content.file.as_raw_fd());
-        let linked = rustix::fs::linkat(rustix::fs::CWD, open, &self.dir, temporary, AtFlags::SYMLINK_FOLLOW);
+        let follow = AtFlags::SYMLINK_FOLLOW;
+        let linked = self.anew(temporary, || {
+            rustix::fs::linkat(rustix::fs::CWD, open.as_str(), &self.dir, temporary, follow)
+        });
         linked.map_err(|error| match error {
             Errno::XDEV => anyhow!("--link: the store is on another file system; leave --link away"),
             Errno::PERM | Errno::ACCESS => {

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use velo_object::{EntryKind, Tree};
 
@@ -62,9 +63,8 @@ pub fn write(
         interrupt,
     };
     let fed = std::thread::scope(|scope| {
-        for _ in 0..threads().min(indexes.len()) {
-            scope.spawn(|| shared.work());
-        }
+        let spawn = |_| scope.spawn(|| shared.work());
+        let workers: Vec<_> = (0..threads().min(indexes.len())).map(spawn).collect();
         // The sender goes when this block ends: then the threads end too.
         let send = send;
         for &index in indexes {
@@ -77,6 +77,7 @@ pub fn write(
             if entry.kind == EntryKind::Directory {
                 let dir = destination.directory(entry.path)?;
                 set_mtime(dir.as_fd(), entry.mtime_ns)?;
+                shared.entries.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
             let (parent, name) = beneath::split(entry.path);
@@ -95,7 +96,12 @@ pub fn write(
             }
         }
         drop(send);
-        // What is in the queue goes on; the user sees how far it is.
+        let mut pause = Duration::from_micros(200);
+        while !workers.iter().all(|worker| worker.is_finished()) {
+            progress.set(shared.done.load(Ordering::Relaxed), "");
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
         anyhow::Ok(())
     });
     if let Some(error) = shared.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
