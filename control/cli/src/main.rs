@@ -60,7 +60,6 @@ struct Global {
 }
 
 fn main() -> ExitCode {
-    // A closed pipe (`velo ls | head`) ends the program by an error of write, which `output` turns into a quiet exit.
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -68,6 +67,7 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::DONE });
         }
     };
+    raise_descriptor_limit();
     let output = Output::new(cli.global.json, cli.global.quiet);
     let result = Node::new(&cli.global, output).and_then(|node| cli.command.run(&node));
     match result {
@@ -80,6 +80,15 @@ fn main() -> ExitCode {
             ExitCode::from(status)
         }
     }
+}
+
+/// Batches of files and packs are held open: as many descriptors are used as the system allows this process.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where this is refused, the usual 1024 are enough for all but the widest trees.
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 #[cfg(test)]
