@@ -94,7 +94,7 @@ fn supervise(
     let mut told = false;
     while !interrupt.is_set() {
         for daemon in daemons.iter_mut() {
-            daemon.tend(node)?;
+            daemon.tend(node, interrupt)?;
         }
         if !told && let (Some(velod), Some(control)) = (daemons[0].is_ready(), daemons[1].is_ready()) {
             ready(&Ready { velod, control })?;
@@ -107,7 +107,7 @@ fn supervise(
 
 impl Daemon {
     /// Starts it, or starts it again when its time has come.
-    fn tend(&mut self, node: &Node) -> anyhow::Result<()> {
+    fn tend(&mut self, node: &Node, interrupt: &Interrupt) -> anyhow::Result<()> {
         let Some(child) = &mut self.child else {
             if Instant::now() >= self.start_at {
                 self.start(node)?;
@@ -119,6 +119,9 @@ impl Daemon {
             return Ok(());
         };
         self.child = None;
+        if interrupt.is_set() {
+            return Ok(()); // Ctrl-C came to it as well
+        }
         if !self.was_ready {
             bail!(Said(said(status)));
         }
