@@ -46,8 +46,7 @@ impl Failure {
     }
     /// The user interrupted it.
     pub fn interrupted() -> anyhow::Error {
-        let message = "interrupted; what has arrived stays, run the same command again to go on".into();
-        Self { status: INTERRUPTED, message }.into()
+        Self { status: INTERRUPTED, message: "interrupted: the same command again goes on".into() }.into()
     }
     /// An error of a daemon or of control, by the name that HTTP gives to its kind.
     pub fn named(code: &str, message: impl Into<String>) -> anyhow::Error {
@@ -109,6 +108,10 @@ pub fn status(error: &anyhow::Error) -> u8 {
         }
         if cause.is::<velo_config::ConfigError>() || cause.is::<velo_object::IdError>() {
             return USAGE;
+        }
+        let io = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        if io == Some(std::io::ErrorKind::NotFound) {
+            return NOT_FOUND;
         }
         if matches!(cause.downcast_ref(), Some(AuthorityError::Absent(_))) {
             return NOT_FOUND;
