@@ -100,9 +100,9 @@ impl Known {
             Some(stat) => {
                 let state = if self.complete { "complete" } else { "incomplete" };
                 let pin = if self.pinned { ", pinned" } else { "" };
+                let table = if self.id.kind == ObjectKind::Tree { "its table has " } else { "" };
                 let size = stat.size_bytes.map_or("unknown size".into(), output::bytes);
-                let stored = output::bytes(stat.stored_bytes);
-                text.push_str(&format!("  here: {state}{pin}; {size}, {stored} on disk"));
+                text.push_str(&format!("  here: {state}{pin}; {table}{size}"));
                 if !stat.complete {
                     text.push_str(&format!(", {} of {} pieces", stat.have.count(), stat.have.len()));
                 }
