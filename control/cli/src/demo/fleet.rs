@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -43,16 +43,22 @@ impl Fleet {
     pub fn start(count: usize, scratch: &Path, interrupt: &Interrupt) -> anyhow::Result<Self> {
         let mut fleet = Self::default();
         let mut first = DemoNode::prepare(1, scratch)?;
-        first.json(["cluster", "init"])?;
-        first.up(&[], interrupt)?;
+        first.json(["cluster", "init"], interrupt)?;
+        let ready = first.spawn(&[])?;
         fleet.nodes.push(first);
+        fleet.nodes[0].wait(&ready, interrupt)?;
+        let reply =
+            fleet.nodes[0].json(["cluster", "token", "--uses", &(count - 1).to_string()], interrupt)?;
+        let token = reply["token"].as_str().context("no token in the answer")?;
+        let address = fleet.nodes[0].listen.clone();
+        let mut waiting = Vec::new();
         for number in 2..=count {
-            let reply = fleet.nodes[0].json(["cluster", "token"])?;
-            let token = reply["token"].as_str().context("no token in the answer")?.to_owned();
-            let address = fleet.nodes[0].listen.clone();
             let mut node = DemoNode::prepare(number, scratch)?;
-            node.up(&["--join", &address, "--token", &token], interrupt)?;
+            waiting.push(node.spawn(&["--join", &address, "--token", token])?);
             fleet.nodes.push(node);
+        }
+        for (node, ready) in fleet.nodes[1..].iter_mut().zip(waiting) {
+            node.wait(&ready, interrupt)?;
         }
         fleet.wait_until_all_know_all(interrupt)?;
         Ok(fleet)
@@ -62,8 +68,7 @@ impl Fleet {
         let begun = Instant::now();
         for node in &self.nodes {
             loop {
-                interrupt.check()?;
-                let answer = node.json(["peers"])?;
+                let answer = node.json(["peers"], interrupt)?;
                 let peers = answer["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
                 let alive = peers.iter().filter(|peer| peer["state"] == "alive").count();
                 if alive >= self.nodes.len() {
@@ -116,16 +121,16 @@ impl DemoNode {
     }
 
     /// Runs a command to its end; what it answered.
-    pub fn json<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> anyhow::Result<Value> {
-        let output = self.command(arguments)?.output().context("cannot start velo")?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            bail!("{}: {}\n{}", self.name, said.trim(), self.log_tail());
-        }
-        serde_json::from_slice(&output.stdout).with_context(|| format!("{} gave no JSON", self.name))
+    pub fn json<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<Value> {
+        Ok(run_at_once(vec![(self, self.command(arguments)?)], interrupt)?.remove(0))
     }
 
-    fn up(&mut self, arguments: &[&str], interrupt: &Interrupt) -> anyhow::Result<()> {
+    /// Starts `velo up`; its first line comes through the channel.
+    fn spawn(&mut self, arguments: &[&str]) -> anyhow::Result<Receiver<String>> {
         let log = File::create(self.dir.join("log"))?;
         let own = std::process::id().to_string();
         let mut command = self.command(["up", "--with-parent", &own])?;
@@ -145,10 +150,15 @@ impl DemoNode {
             let _ = BufReader::new(stdout.take(1 << 20)).read_line(&mut line);
             let _ = send.send(line);
         });
+        Ok(receive)
+    }
+
+    /// Waits until it is up.
+    fn wait(&mut self, ready: &Receiver<String>, interrupt: &Interrupt) -> anyhow::Result<()> {
         let begun = Instant::now();
         let line = loop {
             interrupt.check()?;
-            match receive.recv_timeout(Duration::from_millis(50)) {
+            match ready.recv_timeout(Duration::from_millis(50)) {
                 Ok(line) => break line,
                 Err(RecvTimeoutError::Timeout) if begun.elapsed() < START_TIMEOUT => {}
                 Err(_) => break String::new(),
@@ -188,6 +198,47 @@ impl DemoNode {
             let _ = kill_process(pid, Signal::TERM);
         }
     }
+}
+
+/// Runs commands of nodes at the same time; what they answered, in order.
+pub fn run_at_once(commands: Vec<(&DemoNode, Command)>, interrupt: &Interrupt) -> anyhow::Result<Vec<Value>> {
+    let mut running: Vec<(&DemoNode, Option<Child>)> = Vec::with_capacity(commands.len());
+    let result = (|| {
+        for (node, mut command) in commands {
+            let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+            running.push((node, Some(child.context("cannot start velo")?)));
+        }
+        let mut answers = vec![Value::Null; running.len()];
+        while running.iter().any(|(_, child)| child.is_some()) {
+            interrupt.check()?;
+            for ((node, slot), answer) in running.iter_mut().zip(&mut answers) {
+                let Some(child) = slot else { continue };
+                let Some(status) = child.try_wait()? else { continue };
+                let (mut out, mut err) = (String::new(), String::new());
+                // Both are short enough for a pipe: an answer of one line, and errors.
+                if let (Some(stdout), Some(stderr)) = (&mut child.stdout, &mut child.stderr) {
+                    stdout.read_to_string(&mut out)?;
+                    stderr.read_to_string(&mut err)?;
+                }
+                *slot = None;
+                if !status.success() {
+                    bail!("{}: {}\n{}", node.name, err.trim(), node.log_tail());
+                }
+                *answer =
+                    serde_json::from_str(&out).with_context(|| format!("{} gave no JSON", node.name))?;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(answers)
+    })();
+    // After an error or an interrupt the others are not left alone.
+    for mut child in running.into_iter().filter_map(|(_, child)| child) {
+        if let Some(pid) = Pid::from_raw(child.id() as i32) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let _ = child.wait();
+    }
+    result
 }
 
 impl Drop for DemoNode {

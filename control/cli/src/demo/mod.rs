@@ -4,13 +4,10 @@ mod compare;
 mod fleet;
 mod source;
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, bail};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::exit::{FAILED, Said};
@@ -18,7 +15,7 @@ use crate::interrupt::Interrupt;
 use crate::node::Node;
 use crate::output::{self, Output};
 use compare::{Comparison, compare};
-use fleet::{DemoNode, Fleet};
+use fleet::Fleet;
 use source::{Size, Source, measure};
 
 /// Content bytes that a node's velod has sent.
@@ -77,6 +74,8 @@ impl Demo {
                 output.warn(format!("cannot remove {}: {error}", path.display()));
             }
         }
+        // Ctrl-C came to the commands of the demo as well, and ended them with errors of their own.
+        interrupt.check()?;
         let (what, report) = result?;
         let ok = report.mismatches() == 0;
         output.answer(&report.json(), || report.text(&what))?;
@@ -99,8 +98,7 @@ impl Demo {
         let fleet = Fleet::start(nodes, scratch, interrupt)?;
 
         output.note("putting it on node1");
-        let put = fleet.nodes[0].json(["put".as_ref(), source.path.as_os_str()])?;
-        interrupt.check()?;
+        let put = fleet.nodes[0].json(["put".as_ref(), source.path.as_os_str()], interrupt)?;
         let id = put["id"].as_str().context("no id in the answer of put")?.to_owned();
         let put_seconds = put["seconds"].as_f64().unwrap_or_default();
 
@@ -108,7 +106,12 @@ impl Demo {
         let sent_before: Vec<u64> =
             fleet.nodes.iter().map(|node| node.counter(SENT)).collect::<anyhow::Result<_>>()?;
         let begun = Instant::now();
-        let answers = get_all(&fleet.nodes[1..], &id, interrupt)?;
+        let mut gets = Vec::with_capacity(nodes - 1);
+        for node in &fleet.nodes[1..] {
+            let dest = node.destination();
+            gets.push((node, node.command(["get".as_ref(), id.as_ref(), dest.as_os_str()])?));
+        }
+        let answers = fleet::run_at_once(gets, interrupt)?;
         let seconds = begun.elapsed().as_secs_f64();
         let mut sent = Vec::with_capacity(nodes);
         for (node, before) in fleet.nodes.iter().zip(sent_before) {
@@ -129,48 +132,6 @@ impl Demo {
         let report = Report { size, put_seconds, seconds, source_sent_bytes: sent[0], receivers };
         Ok((source.what, report))
     }
-}
-
-/// Runs `velo get` on all these nodes at the same time.
-fn get_all(nodes: &[DemoNode], id: &str, interrupt: &Interrupt) -> anyhow::Result<Vec<Value>> {
-    let mut running: Vec<Option<Child>> = Vec::new();
-    let result = (|| {
-        for node in nodes {
-            let mut command = node.command(["get".as_ref(), id.as_ref(), node.destination().as_os_str()])?;
-            let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-            running.push(Some(child.context("cannot start velo get")?));
-        }
-        let mut answers = vec![Value::Null; nodes.len()];
-        while running.iter().any(Option::is_some) {
-            interrupt.check()?;
-            for (index, slot) in running.iter_mut().enumerate() {
-                let Some(child) = slot else { continue };
-                let Some(status) = child.try_wait()? else { continue };
-                let (mut out, mut err) = (String::new(), String::new());
-                // Both are short: an answer of one line, and errors.
-                if let (Some(stdout), Some(stderr)) = (&mut child.stdout, &mut child.stderr) {
-                    stdout.read_to_string(&mut out)?;
-                    stderr.read_to_string(&mut err)?;
-                }
-                *slot = None;
-                let node = &nodes[index];
-                if !status.success() {
-                    bail!("get on {} failed: {}\n{}", node.name, err.trim(), node.log_tail());
-                }
-                answers[index] = serde_json::from_str(&out).context("velo get gave no JSON")?;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        Ok(answers)
-    })();
-    // After an error or an interrupt the others are not left alone.
-    for mut child in running.into_iter().flatten() {
-        if let Some(pid) = Pid::from_raw(child.id() as i32) {
-            let _ = kill_process(pid, Signal::TERM);
-        }
-        let _ = child.wait();
-    }
-    result
 }
 
 /// The store of every node and the copy of every receiver must fit.
