@@ -1,7 +1,7 @@
 //! Follows what velod is doing for us, and stops it when the user interrupts.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use velo_object::BlobId;
@@ -12,15 +12,20 @@ use crate::interrupt::Interrupt;
 
 /// How often a job tells where it stands.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// How long a job waits for a node that has what is missing, unless the user says otherwise.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Follows a job to its end; `step` sees where it stands. An interrupt cancels it: what has arrived stays.
+/// Follows a job to its end; `step` sees where it stands. An interrupt cancels it, and so does a wait of `patience` in
+/// which no node that can be reached had what is missing: what has arrived stays.
 pub fn follow(
     socket: &Path,
     job: JobId,
     interrupt: &Interrupt,
+    patience: Duration,
     mut step: impl FnMut(&JobStatus),
 ) -> anyhow::Result<JobStatus> {
     let mut client = Client::connect(socket)?;
+    let mut moved = Instant::now();
     for answer in client.watch(job, PROGRESS_EVERY)? {
         let Response::Progress(status) = answer? else { continue };
         step(&status);
@@ -31,7 +36,16 @@ pub fn follow(
                 interrupt.check()?;
                 bail!("job {job} was cancelled by somebody else");
             }
-            JobState::Running | JobState::Waiting => {}
+            JobState::Running => moved = Instant::now(),
+            JobState::Waiting => {}
+        }
+        if moved.elapsed() >= patience {
+            Client::connect(socket)?.cancel(job)?;
+            let missing =
+                status.missing.first().map_or_else(String::new, |blob| format!(" ({blob} is missing)"));
+            return Err(Failure::unreachable(format!(
+                "no node that can be reached has the rest{missing}: what has arrived stays; --wait waits longer"
+            )));
         }
         if interrupt.is_set() {
             // The stream of answers goes on over the first connection, so the word is said over another.

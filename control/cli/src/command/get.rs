@@ -1,9 +1,11 @@
 //! `velo get`: brings content here and writes what differs to DEST.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::get;
 use crate::interrupt::Interrupt;
+use crate::job;
 use crate::node::Node;
 use crate::output;
 use crate::progress::Progress;
@@ -29,6 +31,9 @@ pub struct Get {
     /// Begin even if it looks as if it would not fit (it may be sparse)
     #[arg(long)]
     force: bool,
+    /// How long to wait for a node that has what is missing, for instance 10min
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    wait: Option<Duration>,
 }
 
 impl Get {
@@ -36,7 +41,12 @@ impl Get {
     pub fn run(self, node: &Node) -> anyhow::Result<()> {
         let interrupt = Interrupt::catch()?;
         let mut progress = Progress::begin(&node.output, "finding", 0);
-        let options = get::Options { link: self.link, no_keep: self.no_keep, force: self.force };
+        let options = get::Options {
+            link: self.link,
+            no_keep: self.no_keep,
+            force: self.force,
+            wait: self.wait.unwrap_or(job::PATIENCE),
+        };
         let get = get::Get { node, options, interrupt: &interrupt, progress: &mut progress };
         let done = get.run(&self.what, &self.dest)?;
         drop(progress);

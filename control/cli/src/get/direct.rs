@@ -6,6 +6,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::fs::{FileType, OFlags};
@@ -95,6 +96,7 @@ pub fn receive(
     tree: &Tree<Vec<u8>>,
     indexes: &[usize],
     destination: &mut Destination,
+    patience: Duration,
     interrupt: &Interrupt,
     progress: &mut Progress,
 ) -> anyhow::Result<(HashMap<BlobId, Content>, Vec<usize>, Traffic)> {
@@ -116,7 +118,7 @@ pub fn receive(
             let name = OsStr::from_bytes(name);
             sinks.push(Sink::open(dir, name, entry.kind, entry.blob, entry.size_bytes, entry.mtime_ns)?);
         }
-        let one = pull(node, velod, &sinks, interrupt, progress)?;
+        let one = pull(node, velod, &sinks, patience, interrupt, progress)?;
         traffic.received_bytes += one.received_bytes;
         traffic.sources = traffic.sources.max(one.sources);
         traffic.bad_pieces += one.bad_pieces;
@@ -137,6 +139,7 @@ pub fn pull(
     node: &Node,
     velod: &mut Client,
     sinks: &[Sink],
+    patience: Duration,
     interrupt: &Interrupt,
     progress: &mut Progress,
 ) -> anyhow::Result<Traffic> {
@@ -165,5 +168,5 @@ pub fn pull(
     if let Err(error) = control.post::<SourcesReply>("/v1/sources", &SourcesRequest { job }) {
         node.output.warn(format!("{error:#}; only the nodes that have it now are asked"));
     }
-    fetch::watch(node, job, interrupt, progress)
+    fetch::watch(node, job, patience, interrupt, progress)
 }

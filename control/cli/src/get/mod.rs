@@ -11,7 +11,7 @@ mod write;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde::Serialize;
@@ -35,7 +35,7 @@ pub use fetch::fetch;
 const SPARE_BYTES: u64 = 1 << 20;
 
 /// How it is written.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Read-only hard links to the store instead of copies.
     pub link: bool,
@@ -43,6 +43,8 @@ pub struct Options {
     pub no_keep: bool,
     /// Begin even if it does not look as if it fits.
     pub force: bool,
+    /// How long it waits for a node that has what is missing.
+    pub wait: Duration,
 }
 
 /// What was got.
@@ -105,7 +107,7 @@ impl Get<'_> {
         let had_table = fetch::all_here(velod, [id.blob])?;
         if !had_table {
             self.progress.phase("finding");
-            traffic = fetch(self.node, &[id], true, self.interrupt, self.progress)?;
+            traffic = fetch(self.node, &[id], true, self.options.wait, self.interrupt, self.progress)?;
         }
         let tree = table(velod, id)?;
         let mut destination = Destination::open(dest)?;
@@ -122,7 +124,7 @@ impl Get<'_> {
             self.progress.phase("getting");
             let packs: Vec<ObjectId> = fetched.iter().copied().filter(|pack| *pack != id).collect();
             if !packs.is_empty() {
-                let some = fetch(self.node, &packs, false, self.interrupt, self.progress)?;
+                let some = fetch(self.node, &packs, false, self.options.wait, self.interrupt, self.progress)?;
                 sum(&mut traffic, &some);
             }
             let (contents, rest, some) = direct::receive(
@@ -131,6 +133,7 @@ impl Get<'_> {
                 &tree,
                 &indexes,
                 &mut destination,
+                self.options.wait,
                 self.interrupt,
                 self.progress,
             )?;
@@ -139,7 +142,7 @@ impl Get<'_> {
             direct_bytes = bytes_of(&tree, &indexes) - bytes_of(&tree, &left);
         } else if !here {
             self.progress.phase("getting");
-            let some = fetch(self.node, &[id], false, self.interrupt, self.progress)?;
+            let some = fetch(self.node, &[id], false, self.options.wait, self.interrupt, self.progress)?;
             sum(&mut traffic, &some);
         }
         let transfer_seconds = begun.elapsed().as_secs_f64();
@@ -261,13 +264,15 @@ impl Get<'_> {
                 }
                 let sink = direct::Sink::open(dir, name, EntryKind::File, id.blob, size, 0)?;
                 let sinks = [sink];
-                traffic = direct::pull(self.node, velod, &sinks, self.interrupt, self.progress)?;
+                traffic =
+                    direct::pull(self.node, velod, &sinks, self.options.wait, self.interrupt, self.progress)?;
                 sinks[0].finish()?;
                 let written = Written { entries: 1, linked: 0, bytes: size };
                 return Ok(summary_of_blob(id, size, written, traffic, begun));
             }
-            traffic = fetch(self.node, &[id], false, self.interrupt, self.progress)?;
+            traffic = fetch(self.node, &[id], false, self.options.wait, self.interrupt, self.progress)?;
         }
+        let transfer_seconds = begun.elapsed().as_secs_f64();
         let content = content::open(velod, id.blob)?;
         let size = content.size_bytes;
         let stored = velod.stat_one(id.blob)?.map_or(size, |stat| stat.stored_bytes.min(size));
@@ -289,7 +294,7 @@ impl Get<'_> {
             link: self.options.link,
         };
         let written = write::write_one(&placement, self.interrupt, self.progress)?;
-        Ok(summary_of_blob(id, size, written, traffic, begun))
+        Ok(Summary { transfer_seconds, ..summary_of_blob(id, size, written, traffic, begun) })
     }
 
     /// The size of a blob, as those who have it say. Small ones are worth no file of their own.
