@@ -1,7 +1,8 @@
 //! `velo ls`: what is in this node's store, or what is in a tree.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use serde::Serialize;
 use serde_json::{Value, json};
 use velo_control::client::RefView;
 use velo_object::tree::path_text;
@@ -20,7 +21,7 @@ const PAGE: u32 = 1000;
 
 /// List what is here, or what is in a tree
 ///
-/// Without an argument: what was put or pinned here, with its names. With a tree: its entries.
+/// Without an argument: what was put or pinned here, and what is here of what has a name. With a tree: its entries.
 #[derive(Debug, clap::Args)]
 pub struct Ls {
     /// A tree, by id or name
@@ -45,42 +46,55 @@ impl Ls {
     }
 }
 
+/// A root that is here.
+#[derive(Serialize)]
+struct Root {
+    id: String,
+    bytes: Option<u64>,
+    entries: u64,
+    names: Vec<String>,
+    pinned: bool,
+}
+
 fn roots(node: &Node) -> anyhow::Result<()> {
     let mut velod = node.velod()?;
-    let mut names: HashMap<String, Vec<String>> = HashMap::new();
+    let mut names: BTreeMap<ObjectId, Vec<String>> = BTreeMap::new();
     if let Ok(control) = node.control() {
         for view in control.get::<Vec<RefView>>("/v1/refs", &[])? {
-            names.entry(view.id).or_default().push(view.name);
+            names.entry(view.id.parse()?).or_default().push(view.name);
         }
     }
-    let mut found = Vec::new();
-    for id in velod.pins()? {
-        let mut size = velod.stat_one(id.blob)?.and_then(|stat| stat.size_bytes);
-        let mut entries = 1;
+    let pins = velod.pins()?;
+    let mut all: BTreeSet<ObjectId> = names.keys().copied().collect();
+    all.extend(&pins);
+    let mut items = Vec::new();
+    for id in all {
+        let pinned = pins.contains(&id);
+        let here = velod.stat_one(id.blob)?.filter(|stat| stat.complete);
+        if here.is_none() && !pinned {
+            continue; // a name for what is elsewhere
+        }
+        let (mut bytes, mut entries) = (here.and_then(|stat| stat.size_bytes), 1);
         // A tree that is pinned and damaged is still listed.
         if id.kind == ObjectKind::Tree
             && let Ok(table) = get::table(&mut velod, id)
         {
-            (size, entries) = (Some(table.total_bytes()), table.len() as u64);
+            (bytes, entries) = (Some(table.total_bytes()), table.len() as u64);
         }
-        found.push((id, size, entries, names.remove(&id.to_string()).unwrap_or_default()));
+        let names = names.remove(&id).unwrap_or_default();
+        items.push(Root { id: id.to_string(), bytes, entries, names, pinned });
     }
-    let items: Vec<Value> = found
-        .iter()
-        .map(|(id, bytes, entries, names)| {
-            json!({ "id": id.to_string(), "bytes": bytes, "entries": entries, "names": names, "pinned": true })
-        })
-        .collect();
     node.output.answer(&json!({ "ok": true, "items": items }), || {
-        if found.is_empty() {
-            return "nothing was put or pinned here (`velo ls --all` lists all blobs)".into();
+        if items.is_empty() {
+            return "nothing was put, pinned or named here (`velo ls --all` lists all blobs)".into();
         }
-        let row = |(id, bytes, entries, names): &(ObjectId, Option<u64>, u64, Vec<String>)| {
-            let size = bytes.map_or("?".into(), output::bytes);
-            vec![id.to_string(), size, entries.to_string(), names.join(" ")]
+        let row = |root: &Root| {
+            let size = root.bytes.map_or("?".into(), output::bytes);
+            let state = if root.pinned { "pinned" } else { "cache" };
+            vec![root.id.clone(), size, root.entries.to_string(), state.to_owned(), root.names.join(" ")]
         };
-        let rows: Vec<Vec<String>> = found.iter().map(row).collect();
-        output::table(&["id", "size", "entries", "names"], &[1, 2], &rows)
+        let rows: Vec<Vec<String>> = items.iter().map(row).collect();
+        output::table(&["id", "size", "entries", "state", "names"], &[1, 2], &rows)
     })
 }
 
