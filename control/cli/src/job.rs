@@ -15,15 +15,24 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// How long a job waits for a node that has what is missing, unless the user says otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Follows a job to its end; `step` sees where it stands. An interrupt cancels it, and so does a wait of `patience` in
-/// which no node that can be reached had what is missing: what has arrived stays.
+/// What ends the wait for a job before its own end.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits<'a> {
+    /// Whether the user wants it to end.
+    pub interrupt: &'a Interrupt,
+    /// How long it waits for a node that has what is missing.
+    pub patience: Duration,
+}
+
+/// Follows a job to its end; `step` sees where it stands. An interrupt cancels it, and so does a wait in which no node that
+/// can be reached had what is missing: what has arrived stays.
 pub fn follow(
     socket: &Path,
     job: JobId,
-    interrupt: &Interrupt,
-    patience: Duration,
+    limits: Limits<'_>,
     mut step: impl FnMut(&JobStatus),
 ) -> anyhow::Result<JobStatus> {
+    let Limits { interrupt, patience } = limits;
     let mut client = Client::connect(socket)?;
     let mut moved = Instant::now();
     for answer in client.watch(job, PROGRESS_EVERY)? {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::get;
 use crate::interrupt::Interrupt;
-use crate::job;
+use crate::job::{self, Limits};
 use crate::node::Node;
 use crate::output;
 use crate::progress::Progress;
@@ -41,13 +41,9 @@ impl Get {
     pub fn run(self, node: &Node) -> anyhow::Result<()> {
         let interrupt = Interrupt::catch()?;
         let mut progress = Progress::begin(&node.output, "finding", 0);
-        let options = get::Options {
-            link: self.link,
-            no_keep: self.no_keep,
-            force: self.force,
-            wait: self.wait.unwrap_or(job::PATIENCE),
-        };
-        let get = get::Get { node, options, interrupt: &interrupt, progress: &mut progress };
+        let options = get::Options { link: self.link, no_keep: self.no_keep, force: self.force };
+        let limits = Limits { interrupt: &interrupt, patience: self.wait.unwrap_or(job::PATIENCE) };
+        let get = get::Get { node, options, limits, progress: &mut progress };
         let done = get.run(&self.what, &self.dest)?;
         drop(progress);
         node.output.answer(&done, || if node.output.quiet { String::new() } else { self.text(&done) })

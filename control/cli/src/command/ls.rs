@@ -11,7 +11,7 @@ use velo_object::{EntryKind, ObjectId, ObjectKind, Tree};
 use crate::exit::Failure;
 use crate::get;
 use crate::interrupt::Interrupt;
-use crate::job;
+use crate::job::{self, Limits};
 use crate::node::Node;
 use crate::output;
 use crate::progress::Progress;
@@ -148,7 +148,8 @@ fn object(node: &Node, what: &str, path: &str) -> anyhow::Result<()> {
     }
     if !velod.stat_one(id.blob)?.is_some_and(|stat| stat.complete) {
         let mut progress = Progress::begin(&node.output, "finding", 0);
-        get::fetch(node, &[id], true, job::PATIENCE, &Interrupt::catch()?, &mut progress)?;
+        let limits = Limits { interrupt: &Interrupt::catch()?, patience: job::PATIENCE };
+        get::fetch(node, &[id], true, limits, &mut progress)?;
     }
     tree(node, id, &get::table(&mut velod, id)?, path.trim_matches('/').as_bytes())
 }

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::get;
 use crate::interrupt::Interrupt;
-use crate::job;
+use crate::job::{self, Limits};
 use crate::node::Node;
 use crate::progress::Progress;
 
@@ -32,7 +32,8 @@ impl Pin {
         // A job for what is here already ends at once.
         if node.control().is_ok() {
             let mut progress = Progress::begin(&node.output, "getting", 0);
-            get::fetch(node, &[id], false, job::PATIENCE, &Interrupt::catch()?, &mut progress)?;
+            let limits = Limits { interrupt: &Interrupt::catch()?, patience: job::PATIENCE };
+            get::fetch(node, &[id], false, limits, &mut progress)?;
         }
         velod.pin(id, true)?;
         node.output.answer(&json!({ "ok": true, "id": id.to_string(), "pinned": true }), || {

@@ -6,7 +6,6 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::fs::{FileType, OFlags};
@@ -18,7 +17,7 @@ use super::destination::{Destination, rename_over};
 use super::fetch::{self, Traffic};
 use super::place::{Content, mode_of, set_mtime, temporary_name};
 use crate::beneath;
-use crate::interrupt::Interrupt;
+use crate::job::Limits;
 use crate::node::Node;
 use crate::progress::Progress;
 
@@ -96,8 +95,7 @@ pub fn receive(
     tree: &Tree<Vec<u8>>,
     indexes: &[usize],
     destination: &mut Destination,
-    patience: Duration,
-    interrupt: &Interrupt,
+    limits: Limits<'_>,
     progress: &mut Progress,
 ) -> anyhow::Result<(HashMap<BlobId, Content>, Vec<usize>, Traffic)> {
     let (mut seen, mut left, mut first) = (HashSet::new(), Vec::new(), Vec::new());
@@ -118,7 +116,7 @@ pub fn receive(
             let name = OsStr::from_bytes(name);
             sinks.push(Sink::open(dir, name, entry.kind, entry.blob, entry.size_bytes, entry.mtime_ns)?);
         }
-        let one = pull(node, velod, &sinks, patience, interrupt, progress)?;
+        let one = pull(node, velod, &sinks, limits, progress)?;
         traffic.received_bytes += one.received_bytes;
         traffic.sources = traffic.sources.max(one.sources);
         traffic.bad_pieces += one.bad_pieces;
@@ -139,8 +137,7 @@ pub fn pull(
     node: &Node,
     velod: &mut Client,
     sinks: &[Sink],
-    patience: Duration,
-    interrupt: &Interrupt,
+    limits: Limits<'_>,
     progress: &mut Progress,
 ) -> anyhow::Result<Traffic> {
     let control = node.control()?;
@@ -168,5 +165,5 @@ pub fn pull(
     if let Err(error) = control.post::<SourcesReply>("/v1/sources", &SourcesRequest { job }) {
         node.output.warn(format!("{error:#}; only the nodes that have it now are asked"));
     }
-    fetch::watch(node, job, patience, interrupt, progress)
+    fetch::watch(node, job, limits, progress)
 }

@@ -1,13 +1,10 @@
 //! Brings content into the store of this node: control finds who has it, velod fetches it, and we watch.
 
-use std::time::Duration;
-
 use velo_control::client::{PullReply, PullRequest};
 use velo_object::{BlobId, ObjectId, Tree};
 use velo_socket::{Client, JobStatus};
 
-use crate::interrupt::Interrupt;
-use crate::job;
+use crate::job::{self, Limits};
 use crate::node::Node;
 use crate::output;
 use crate::progress::Progress;
@@ -58,26 +55,18 @@ pub fn fetch(
     node: &Node,
     what: &[ObjectId],
     tables_only: bool,
-    patience: Duration,
-    interrupt: &Interrupt,
+    limits: Limits<'_>,
     progress: &mut Progress,
 ) -> anyhow::Result<Traffic> {
     let what = what.iter().map(ToString::to_string).collect();
     let request = PullRequest { what, tables_only, priority: 0 };
     let reply: PullReply = node.control()?.post("/v1/pull", &request)?;
-    watch(node, reply.job, patience, interrupt, progress)
+    watch(node, reply.job, limits, progress)
 }
 
 /// Waits for a job.
-pub fn watch(
-    node: &Node,
-    job: u64,
-    patience: Duration,
-    interrupt: &Interrupt,
-    progress: &mut Progress,
-) -> anyhow::Result<Traffic> {
-    let status =
-        job::follow(&node.paths().socket(), job, interrupt, patience, |status| show(progress, status))?;
+pub fn watch(node: &Node, job: u64, limits: Limits<'_>, progress: &mut Progress) -> anyhow::Result<Traffic> {
+    let status = job::follow(&node.paths().socket(), job, limits, |status| show(progress, status))?;
     let mut traffic = Traffic::default();
     traffic.add(&status);
     Ok(traffic)

@@ -11,7 +11,7 @@ mod write;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use serde::Serialize;
@@ -19,7 +19,7 @@ use velo_object::{BlobId, EntryKind, ObjectId, ObjectKind, Tree};
 use velo_socket::Client;
 
 use crate::exit::Failure;
-use crate::interrupt::Interrupt;
+use crate::job::Limits;
 use crate::node::Node;
 use crate::output;
 use crate::progress::Progress;
@@ -43,8 +43,6 @@ pub struct Options {
     pub no_keep: bool,
     /// Begin even if it does not look as if it fits.
     pub force: bool,
-    /// How long it waits for a node that has what is missing.
-    pub wait: Duration,
 }
 
 /// What was got.
@@ -81,8 +79,8 @@ pub struct Get<'a> {
     pub node: &'a Node,
     /// How it is written.
     pub options: Options,
-    /// Whether the user wants it to end.
-    pub interrupt: &'a Interrupt,
+    /// What ends it early.
+    pub limits: Limits<'a>,
     /// How far it is.
     pub progress: &'a mut Progress,
 }
@@ -107,12 +105,12 @@ impl Get<'_> {
         let had_table = fetch::all_here(velod, [id.blob])?;
         if !had_table {
             self.progress.phase("finding");
-            traffic = fetch(self.node, &[id], true, self.options.wait, self.interrupt, self.progress)?;
+            traffic = fetch(self.node, &[id], true, self.limits, self.progress)?;
         }
         let tree = table(velod, id)?;
         let mut destination = Destination::open(dest)?;
         self.progress.phase("comparing");
-        let indexes = plan::differing(&tree, destination.fd(), self.interrupt)?;
+        let indexes = plan::differing(&tree, destination.fd(), self.limits.interrupt)?;
         let here = fetch::tree_is_here(velod, &tree)?;
         self.check_space(velod, &tree, &indexes, &destination)?;
 
@@ -124,7 +122,7 @@ impl Get<'_> {
             self.progress.phase("getting");
             let packs: Vec<ObjectId> = fetched.iter().copied().filter(|pack| *pack != id).collect();
             if !packs.is_empty() {
-                let some = fetch(self.node, &packs, false, self.options.wait, self.interrupt, self.progress)?;
+                let some = fetch(self.node, &packs, false, self.limits, self.progress)?;
                 sum(&mut traffic, &some);
             }
             let (contents, rest, some) = direct::receive(
@@ -133,8 +131,7 @@ impl Get<'_> {
                 &tree,
                 &indexes,
                 &mut destination,
-                self.options.wait,
-                self.interrupt,
+                self.limits,
                 self.progress,
             )?;
             sum(&mut traffic, &some);
@@ -142,7 +139,7 @@ impl Get<'_> {
             direct_bytes = bytes_of(&tree, &indexes) - bytes_of(&tree, &left);
         } else if !here {
             self.progress.phase("getting");
-            let some = fetch(self.node, &[id], false, self.options.wait, self.interrupt, self.progress)?;
+            let some = fetch(self.node, &[id], false, self.limits, self.progress)?;
             sum(&mut traffic, &some);
         }
         let transfer_seconds = begun.elapsed().as_secs_f64();
@@ -157,7 +154,7 @@ impl Get<'_> {
             &mut contents,
             &mut destination,
             self.options.link,
-            self.interrupt,
+            self.limits.interrupt,
             self.progress,
         )?;
         for id in fetched {
@@ -264,13 +261,12 @@ impl Get<'_> {
                 }
                 let sink = direct::Sink::open(dir, name, EntryKind::File, id.blob, size, 0)?;
                 let sinks = [sink];
-                traffic =
-                    direct::pull(self.node, velod, &sinks, self.options.wait, self.interrupt, self.progress)?;
+                traffic = direct::pull(self.node, velod, &sinks, self.limits, self.progress)?;
                 sinks[0].finish()?;
                 let written = Written { entries: 1, linked: 0, bytes: size };
                 return Ok(summary_of_blob(id, size, written, traffic, begun));
             }
-            traffic = fetch(self.node, &[id], false, self.options.wait, self.interrupt, self.progress)?;
+            traffic = fetch(self.node, &[id], false, self.limits, self.progress)?;
         }
         let transfer_seconds = begun.elapsed().as_secs_f64();
         let content = content::open(velod, id.blob)?;
@@ -293,7 +289,7 @@ impl Get<'_> {
             content,
             link: self.options.link,
         };
-        let written = write::write_one(&placement, self.interrupt, self.progress)?;
+        let written = write::write_one(&placement, self.limits.interrupt, self.progress)?;
         Ok(Summary { transfer_seconds, ..summary_of_blob(id, size, written, traffic, begun) })
     }
 
