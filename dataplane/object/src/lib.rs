@@ -26,6 +26,7 @@
 mod id;
 mod outboard;
 pub mod pack;
+mod page_buffer;
 mod piece;
 mod piece_set;
 pub mod tree;
@@ -36,6 +37,7 @@ pub use outboard::{
     MAX_BLOB_BYTES, Outboard, OutboardBuilder, OutboardError, chaining_value, hole_chaining_value,
 };
 pub use pack::{PACKED_FILE_BYTES, PackBuilder, PackEntry, PackIndex, PackReader, PackStep};
+pub use page_buffer::PageBuffer;
 pub use piece::{PIECE_BYTES, Pieces};
 pub use piece_set::{PieceSet, PieceSetError};
 pub use tree::{Entry, EntryKind, Named, Tree, TreeBuilder, TreeError, path_order};

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use velo_object::{BlobId, NodeId, Outboard, PIECE_BYTES, PieceSet};
+use velo_object::{BlobId, NodeId, Outboard, PIECE_BYTES, PageBuffer, PieceSet};
 use velo_socket::{Error, ErrorCode, JobId};
 use velo_store::{Have, StageKind, Staging, Store};
 
@@ -233,7 +233,7 @@ fn copy_to_sink(store: &Store, blob: &BlobId, sink: &File) -> Result<u64, Error>
             message,
         }
     };
-    let mut buffer = vec![0; PIECE_BYTES as usize];
+    let mut buffer = PageBuffer::new(PIECE_BYTES as usize);
     let mut at = 0;
     while at < from.size_bytes {
         let most = (from.size_bytes - at).min(PIECE_BYTES) as usize;

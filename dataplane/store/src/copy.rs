@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use velo_object::{
-    BlobId, Outboard, OutboardBuilder, PIECE_BYTES, Pieces, chaining_value, hole_chaining_value,
+    BlobId, Outboard, OutboardBuilder, PIECE_BYTES, PageBuffer, Pieces, chaining_value, hole_chaining_value,
 };
 
 use crate::extents::{data_ranges, is_zero, write_sparse};
@@ -31,15 +31,15 @@ pub(crate) enum CopyError {
 
 /// Buffers of one piece each, warm from their last use.
 #[derive(Debug, Default)]
-pub(crate) struct Buffers(Mutex<Vec<Vec<u8>>>);
+pub(crate) struct Buffers(Mutex<Vec<PageBuffer>>);
 
 impl Buffers {
-    pub fn take(&self) -> Vec<u8> {
+    pub fn take(&self) -> PageBuffer {
         let spare = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        spare.unwrap_or_else(|| vec![0; PIECE_BYTES as usize])
+        spare.unwrap_or_else(|| PageBuffer::new(PIECE_BYTES as usize))
     }
 
-    pub fn put(&self, buffer: Vec<u8>) {
+    pub fn put(&self, buffer: PageBuffer) {
         let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if spare.len() < 64 {
             spare.push(buffer);
@@ -107,7 +107,7 @@ pub(crate) fn copy_and_hash(
     }
     target.set_len(size_bytes).map_err(CopyError::Write)?;
     let layout = Layout::of(source, size_bytes).map_err(CopyError::Read)?;
-    let pass = |buffer: &mut Vec<u8>, index: u64| -> Result<[u8; 32], CopyError> {
+    let pass = |buffer: &mut [u8], index: u64| -> Result<[u8; 32], CopyError> {
         let range = layout.pieces.range(index);
         let len = range.end - range.start;
         let density = layout.density(index);
@@ -136,7 +136,7 @@ pub(crate) fn copy_and_hash(
 }
 
 /// What is done for one index, with a buffer of one piece.
-pub(crate) type Job<'a, T, E> = dyn Fn(&mut Vec<u8>, u64) -> Result<T, E> + Sync + 'a;
+pub(crate) type Job<'a, T, E> = dyn Fn(&mut [u8], u64) -> Result<T, E> + Sync + 'a;
 
 /// Does `job` for every index below `count`, on up to `threads` threads, each with a buffer of its own. Ends at the
 /// first error.

@@ -127,7 +127,7 @@ impl Inner {
             let dir = File::open(&staging).at(&staging)?;
             return rustix::fs::syncfs(&dir).map_err(|error| self.space.io(error.into(), &staging, 0));
         }
-        let flush = |_: &mut Vec<u8>, index: u64| {
+        let flush = |_: &mut [u8], index: u64| {
             let path = &arrivals[index as usize].path;
             File::open(path).and_then(|file| file.sync_all()).map_err(|error| self.space.io(error, path, 0))
         };
@@ -182,7 +182,7 @@ pub(crate) fn check_pack(
     size_bytes: u64,
 ) -> Result<Vec<PackEntry>, StoreError> {
     let entries = pack_index(id, file, size_bytes)?;
-    let check = |buffer: &mut Vec<u8>, index: u64| {
+    let check = |buffer: &mut [u8], index: u64| {
         let entry = &entries[index as usize];
         let bytes = &mut buffer[..entry.len as usize];
         file.read_exact_at(bytes, u64::from(entry.offset_bytes)).at(id.to_string())?;

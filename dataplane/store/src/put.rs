@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use velo_object::{
-    BlobId, ObjectId, ObjectKind, Outboard, PACKED_FILE_BYTES, PackBuilder, PackEntry, PackStep, Tree,
+    BlobId, ObjectId, ObjectKind, Outboard, PACKED_FILE_BYTES, PackBuilder, PackEntry, PackStep, PageBuffer,
+    Tree,
 };
 
 use crate::copy::{Hashed, on_all_cores};
@@ -65,7 +66,7 @@ impl Store {
             return Ok(Ingested { blob: id, size_bytes: record.size_bytes, known: true });
         }
         let mut spool = Spool::new(inner)?;
-        let mut buffer = vec![0; 256 << 10];
+        let mut buffer = PageBuffer::new(256 << 10);
         loop {
             match reader.read(&mut buffer) {
                 Ok(0) => break,
@@ -129,7 +130,7 @@ impl Put {
                 at += 1;
                 continue;
             }
-            let read = |_: &mut Vec<u8>, index: u64| {
+            let read = |_: &mut [u8], index: u64| {
                 let index = at + index as usize;
                 read_in(&inner, &files[index], sizes[index], 1)
             };

@@ -260,7 +260,7 @@ impl Inner {
     fn hash_again(&self, id: &BlobId, located: &Located) -> Result<Outboard, StoreError> {
         let open = self.open_located(located)?;
         let pieces = Pieces::new(located.size_bytes);
-        let hash = |buffer: &mut Vec<u8>, index: u64| {
+        let hash = |buffer: &mut [u8], index: u64| {
             let range = pieces.range(index);
             let bytes = &mut buffer[..(range.end - range.start) as usize];
             open.file.read_exact_at(bytes, range.start).map(|()| chaining_value(index, bytes))

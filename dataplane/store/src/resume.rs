@@ -292,7 +292,7 @@ impl Inner {
     ) -> Result<PieceSet, StoreError> {
         let pieces = Pieces::new(size_bytes);
         let indexes: Vec<u64> = claimed.iter().collect();
-        let check = |buffer: &mut Vec<u8>, at: u64| -> Result<bool, StoreError> {
+        let check = |buffer: &mut [u8], at: u64| -> Result<bool, StoreError> {
             let index = indexes[at as usize];
             let range = pieces.range(index);
             let len = (range.end - range.start) as usize;

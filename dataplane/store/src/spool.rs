@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use velo_object::{BlobId, OutboardBuilder, PIECE_BYTES, chaining_value};
+use velo_object::{BlobId, OutboardBuilder, PIECE_BYTES, PageBuffer, chaining_value};
 
 use crate::StoreError;
 use crate::copy::Hashed;
@@ -55,7 +55,7 @@ pub(crate) struct Spool {
     scratch: Scratch,
     file: File,
     reservation: Reservation,
-    buffer: Vec<u8>,
+    buffer: PageBuffer,
     filled: usize,
     values: Vec<[u8; 32]>,
 }

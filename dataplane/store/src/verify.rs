@@ -85,7 +85,7 @@ impl Inner {
             return Ok(vec![None]);
         }
         let pieces = Pieces::new(size_bytes);
-        let hash = |buffer: &mut Vec<u8>, index: u64| -> Result<Option<[u8; 32]>, StoreError> {
+        let hash = |buffer: &mut [u8], index: u64| -> Result<Option<[u8; 32]>, StoreError> {
             let range = pieces.range(index);
             let bytes = &mut buffer[..(range.end - range.start) as usize];
             if file.read_exact_at(bytes, range.start).is_err() {

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
+use velo_object::PageBuffer;
 
 use crate::interrupt::Interrupt;
 
@@ -76,7 +77,7 @@ fn copy_data(from: &File, mut at: u64, to: &File, mut to_at: u64, mut len: u64) 
             Err(error) => return Err(error.into()),
         }
     }
-    let mut buffer = vec![0; if len == 0 { 0 } else { BUFFER_BYTES }];
+    let mut buffer = PageBuffer::new(if len == 0 { 0 } else { BUFFER_BYTES });
     while len > 0 {
         let some = buffer.len().min(len as usize);
         from.read_exact_at(&mut buffer[..some], at)?;
