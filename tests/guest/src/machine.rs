@@ -16,7 +16,7 @@ use crate::disk::{PowerCut, VolatileDisk};
 use crate::nbd::Server;
 
 /// How long a guest lives at most, in seconds, whatever it does: then it is a hang.
-const LIFE_S: u64 = 240;
+const LIFE_S: u64 = 600;
 
 /// The machine between two lives: its disk, and where its things lie on the host.
 #[derive(Debug)]

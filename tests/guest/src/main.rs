@@ -81,6 +81,7 @@ enum Phase {
 #[derive(Debug)]
 struct Plan {
     phase: Phase,
+    events: usize,
     after: Duration,
     keep: f64,
     mount: String,
@@ -89,10 +90,11 @@ struct Plan {
 impl Plan {
     fn draw(random: &mut StdRng) -> Self {
         let phase = if random.random_bool(0.15) { Phase::Recovery } else { Phase::Work };
-        let after = Duration::from_millis(match phase {
-            Phase::Recovery => random.random_range(0..2500),
-            Phase::Work => random.random_range(0..4000),
-        });
+        // Counted in what the guest reports, and only then in time, so that a loaded host hits the same moments.
+        let (events, after_ms) = match phase {
+            Phase::Recovery => (0, random.random_range(0..3000)),
+            Phase::Work => (random.random_range(0..20), random.random_range(0..800)),
+        };
         let keep = match random.random_range(0..4) {
             0 | 1 => 0.0,
             2 => 0.5,
@@ -100,7 +102,8 @@ impl Plan {
         };
         // How soon the journal commits by itself; and renames do not flush what they rename, as other file systems do not.
         let commit = [1, 5, 300][random.random_range(0..3)];
-        Self { phase, after, keep, mount: format!("noauto_da_alloc,commit={commit}") }
+        let after = Duration::from_millis(after_ms);
+        Self { phase, events, after, keep, mount: format!("noauto_da_alloc,commit={commit}") }
     }
 }
 
@@ -224,8 +227,9 @@ impl HardStops {
         self.totals.lost_blocks += cut.lost_blocks;
         self.totals.kept_blocks += cut.kept_blocks;
         println!(
-            "hard-stops: {number}: {:?} + {} ms, {}: {} acknowledged, {} unflushed blocks lost, {} kept; {:.1} s",
+            "hard-stops: {number}: {:?} + {} events + {} ms, {}: {} acknowledged, {} unflushed blocks lost, {} kept; {:.1} s",
             plan.phase,
+            plan.events,
             plan.after.as_millis(),
             plan.mount,
             self.totals.acknowledged - before,
@@ -273,14 +277,18 @@ fn listen(life: &Life<'_>, plan: &Plan, heard: &mut Vec<String>) -> anyhow::Resu
         Phase::Recovery => Event::Starting,
         Phase::Work => Event::Working,
     };
-    let mut moment = None;
+    let (mut begun, mut events, mut moment) = (false, 0, None);
     loop {
         match life.listen(moment) {
             Said::Line(line) => {
-                if serde_json::from_str::<Event>(&line).is_ok_and(|event| event == begins) {
-                    moment = Some(Instant::now() + plan.after);
+                if let Ok(event) = serde_json::from_str::<Event>(&line) {
+                    events += usize::from(begun);
+                    begun |= event == begins;
                 }
                 heard.push(line);
+                if begun && events >= plan.events && moment.is_none() {
+                    moment = Some(Instant::now() + plan.after);
+                }
             }
             Said::Nothing if moment.is_some() => return Ok(()),
             Said::Nothing | Said::End => bail!("the guest ended by itself: {}", heard.join("\n")),
