@@ -54,6 +54,11 @@ impl VolatileDisk {
         self.flushes
     }
 
+    /// How many blocks the image does not hold yet.
+    pub fn unflushed_blocks(&self) -> usize {
+        self.cache.len()
+    }
+
     /// Reads what was written last, flushed or not.
     pub fn read(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
         self.check(offset_bytes, into.len())?;
@@ -178,7 +183,7 @@ mod tests {
         disk.write(5000, &[2; 100]).expect("written");
         disk.write_through(20_000, &[3; 50]).expect("written");
         disk.write(40_000, &[4; 50]).expect("written");
-        assert_eq!(read(&disk, 5000, 100), [2; 100]);
+        assert_eq!((read(&disk, 5000, 100), disk.unflushed_blocks()), (vec![2; 100], 2));
         let cut = disk.cut_power(0.0, &mut random).expect("cut");
         assert_eq!(cut, PowerCut { lost_blocks: 2, kept_blocks: 0 });
         assert_eq!(read(&disk, 1000, 10_000), [1; 10_000]);

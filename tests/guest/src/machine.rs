@@ -112,6 +112,20 @@ impl Life<'_> {
         }
     }
 
+    /// Waits until the disk's cache holds anything, at most for `patience`; whether it does.
+    pub fn wait_for_unflushed(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        loop {
+            if self.machine.disk.lock().unwrap_or_else(PoisonError::into_inner).unflushed_blocks() > 0 {
+                return true;
+            }
+            if Instant::now() > until {
+                return false;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
     /// Cuts the power: the guest's memory is gone at once, and of the disk's cache each block survives with the probability
     /// `keep`. Returns what the disk lost and the lines that had reached the host before.
     pub fn cut_power(mut self, keep: f64, random: &mut impl Rng) -> io::Result<(PowerCut, Vec<String>)> {

@@ -1,5 +1,5 @@
 //! Cuts the power of a guest that runs Velo, again and again, at random moments, and holds each next life to what was
-//! acknowledged in the ones before: `hard-stops --run SCRIPT --velo EXECUTABLE [--seed S] [STOPS]`.
+//! acknowledged in the ones before: `hard-stops --run SCRIPT --velo EXECUTABLE [--seed S] [--durability fsync|process] [STOPS]`.
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
@@ -22,10 +22,12 @@ struct Options {
     velo: PathBuf,
     seed: u64,
     stops: u32,
+    durability: String,
 }
 
 fn options() -> anyhow::Result<Options> {
-    let (mut run, mut velo, mut seed, mut stops) = (None, None, None, 100);
+    let (mut run, mut velo, mut seed, mut stops, mut durability) =
+        (None, None, None, 100, "fsync".to_owned());
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
@@ -33,12 +35,13 @@ fn options() -> anyhow::Result<Options> {
             "--run" => run = Some(PathBuf::from(value()?)),
             "--velo" => velo = Some(PathBuf::from(value()?)),
             "--seed" => seed = Some(value()?.parse().context("a seed is a number")?),
+            "--durability" => durability = value()?,
             count => stops = count.parse().with_context(|| format!("{count} is no number of stops"))?,
         }
     }
     let run = run.context("no --run: tests/guest/hard-stops gives it")?;
     let velo = velo.context("no --velo: tests/guest/hard-stops gives it")?;
-    Ok(Options { run, velo, seed: seed.unwrap_or_else(|| rand::rng().random()), stops })
+    Ok(Options { run, velo, seed: seed.unwrap_or_else(|| rand::rng().random()), stops, durability })
 }
 
 fn main() -> ExitCode {
@@ -83,7 +86,9 @@ struct Plan {
     phase: Phase,
     events: usize,
     after: Duration,
+    amid_writes: bool,
     keep: f64,
+    writeback_s: u32,
     mount: String,
 }
 
@@ -93,17 +98,22 @@ impl Plan {
         // Counted in what the guest reports, and only then in time, so that a loaded host hits the same moments.
         let (events, after_ms) = match phase {
             Phase::Recovery => (0, random.random_range(0..3000)),
-            Phase::Work => (random.random_range(0..20), random.random_range(0..800)),
+            Phase::Work => (random.random_range(0..10), random.random_range(0..2500)),
         };
+        // Most writes are followed by a flush at once, and few moments lie between the two.
+        let amid_writes = random.random_bool(0.6);
         let keep = match random.random_range(0..4) {
             0 | 1 => 0.0,
             2 => 0.5,
             _ => random.random_range(0.05..0.95),
         };
+        // How soon the guest writes back what nobody asks it to flush.
+        let writeback_s = if random.random_bool(0.5) { 0 } else { 30 };
         // How soon the journal commits by itself; and renames do not flush what they rename, as other file systems do not.
         let commit = [1, 5, 300][random.random_range(0..3)];
         let after = Duration::from_millis(after_ms);
-        Self { phase, events, after, keep, mount: format!("noauto_da_alloc,commit={commit}") }
+        let mount = format!("noauto_da_alloc,commit={commit}");
+        Self { phase, events, after, amid_writes, keep, writeback_s, mount }
     }
 }
 
@@ -193,16 +203,18 @@ impl HardStops {
     /// Runs the workload to its own end and takes what it says into the ledger; other lines are returned.
     fn run_through(&mut self, mount: &str, arguments: &[&str]) -> anyhow::Result<Vec<String>> {
         self.write_ledger()?;
-        let velo = self.velo()?;
-        let life = self.machine.boot(mount, &[&["env", &velo, &self.workload], arguments].concat())?;
+        let [velo, durability] = self.environment()?;
+        let command = ["env", &velo, &durability, &self.workload];
+        let life = self.machine.boot(mount, &[&command, arguments].concat())?;
         let (status, lines) = life.end()?;
         let others = self.take(lines)?;
         ensure!(status.success(), "the guest ended with {status}: {}", others.join("\n"));
         Ok(others)
     }
 
-    fn velo(&self) -> anyhow::Result<String> {
-        Ok(format!("VELO_EXECUTABLE={}", self.options.velo.to_str().context("a path that is not UTF-8")?))
+    fn environment(&self) -> anyhow::Result<[String; 2]> {
+        let velo = self.options.velo.to_str().context("a path that is not UTF-8")?;
+        Ok([format!("VELO_EXECUTABLE={velo}"), format!("VELO_STORE_DURABILITY={}", self.options.durability)])
     }
 
     fn write_ledger(&self) -> anyhow::Result<()> {
@@ -214,10 +226,15 @@ impl HardStops {
         let began = Instant::now();
         self.write_ledger()?;
         let seed = random.random::<u64>().to_string();
-        let velo = self.velo()?;
-        let life = self.machine.boot(&plan.mount, &["env", &velo, &self.workload, "nodes", "work", &seed])?;
+        let [velo, durability] = self.environment()?;
+        let writeback = plan.writeback_s.to_string();
+        let command = ["env", &velo, &durability, &self.workload, "nodes", "work", &seed, &writeback];
+        let life = self.machine.boot(&plan.mount, &command)?;
         let mut heard = Vec::new();
-        listen(&life, plan, &mut heard)?;
+        let working = listen(&life, plan, &mut heard)?;
+        if plan.amid_writes {
+            life.wait_for_unflushed(Duration::from_secs(3));
+        }
         let (cut, late) = life.cut_power(plan.keep, random)?;
         heard.extend(late);
         let before = self.totals.acknowledged;
@@ -227,15 +244,22 @@ impl HardStops {
         self.totals.lost_blocks += cut.lost_blocks;
         self.totals.kept_blocks += cut.kept_blocks;
         println!(
-            "hard-stops: {number}: {:?} + {} events + {} ms, {}: {} acknowledged, {} unflushed blocks lost, {} kept; {:.1} s",
+            "hard-stops: {number}: {:?} + {} events + {} ms{}, {}, writeback {} s: {} acknowledged, {} unflushed blocks lost, \
+             {} kept; {:.1} s{}",
             plan.phase,
             plan.events,
             plan.after.as_millis(),
+            if plan.amid_writes { ", amid writes" } else { "" },
             plan.mount,
+            plan.writeback_s,
             self.totals.acknowledged - before,
             cut.lost_blocks,
             cut.kept_blocks,
             began.elapsed().as_secs_f64(),
+            working.map_or_else(String::new, |at| format!(
+                ", working after {:.1} s",
+                (at - began).as_secs_f64()
+            )),
         );
         Ok(())
     }
@@ -271,26 +295,29 @@ impl HardStops {
     }
 }
 
-/// Listens until the planned moment has come.
-fn listen(life: &Life<'_>, plan: &Plan, heard: &mut Vec<String>) -> anyhow::Result<()> {
+/// Listens until the planned moment has come; when the guest had checked everything and begun to work, if it had.
+fn listen(life: &Life<'_>, plan: &Plan, heard: &mut Vec<String>) -> anyhow::Result<Option<Instant>> {
     let begins = match plan.phase {
         Phase::Recovery => Event::Starting,
         Phase::Work => Event::Working,
     };
-    let (mut begun, mut events, mut moment) = (false, 0, None);
+    let (mut begun, mut events, mut moment, mut working) = (false, 0, None, None);
     loop {
         match life.listen(moment) {
             Said::Line(line) => {
                 if let Ok(event) = serde_json::from_str::<Event>(&line) {
                     events += usize::from(begun);
                     begun |= event == begins;
+                    if event == Event::Working {
+                        working = Some(Instant::now());
+                    }
                 }
                 heard.push(line);
                 if begun && events >= plan.events && moment.is_none() {
                     moment = Some(Instant::now() + plan.after);
                 }
             }
-            Said::Nothing if moment.is_some() => return Ok(()),
+            Said::Nothing if moment.is_some() => return Ok(working),
             Said::Nothing | Said::End => bail!("the guest ended by itself: {}", heard.join("\n")),
         }
     }

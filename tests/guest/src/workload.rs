@@ -1,6 +1,7 @@
 //! What runs in the guest: two Velo nodes on the disk, held to the ledger of what was acknowledged in former lives, then
 //! put, pulled, named and removed on until the power goes. Every line of its output is an [`Event`], or begins with `FAILED`.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
-use velo_guest::ledger::{Event, Ledger};
+use velo_guest::ledger::{Content, Event, Ledger};
 use velo_object::ObjectId;
 use velo_tests::content::{assert_same, many_files, random_file};
 use velo_tests::{Node, Settings, wait_until};
@@ -33,9 +34,21 @@ fn main() {
         ["lossy", "read"] => lossy_read(),
         ["nodes", "make"] => make(),
         ["nodes", "check"] => drop(start_and_check()),
-        ["nodes", "work", seed] => work(seed.parse().expect("a seed")),
+        ["nodes", "work", seed, writeback_s] => {
+            set_writeback(writeback_s.parse().expect("seconds"));
+            work(seed.parse().expect("a seed"));
+        }
         _ => panic!("unknown arguments {arguments:?}"),
     }
+}
+
+/// How long the kernel may keep what was written before it writes it back by itself, though it does not flush it then.
+fn set_writeback(seconds: u32) {
+    let vm = Path::new("/proc/sys/vm");
+    let centiseconds = (seconds * 100).max(1).to_string();
+    fs::write(vm.join("dirty_expire_centisecs"), &centiseconds).expect("a setting of the guest's kernel");
+    fs::write(vm.join("dirty_writeback_centisecs"), if seconds == 0 { "5" } else { "500" })
+        .expect("a setting of the guest's kernel");
 }
 
 fn print(line: &str) {
@@ -135,8 +148,9 @@ fn make() {
     nodes.first.stop();
 }
 
-fn content(key: u64) -> PathBuf {
-    let dir = place("TMPDIR").join(format!("content-{key}"));
+/// The content made from `key`, made in this life at the latest now, by one thread for each `user`.
+fn content(user: &str, key: u64) -> PathBuf {
+    let dir = place("TMPDIR").join(format!("{user}-{key}"));
     if !dir.exists() {
         many_files(&dir, key, 60 + key as usize % 100, 1500);
         random_file(&dir.join("large"), key, (1 << 20) + key * 77_777 % (2 << 20));
@@ -151,51 +165,72 @@ fn start_and_check() -> (Nodes, Ledger) {
         serde_json::from_slice(&fs::read(place("OUT").join("ledger")).expect("a ledger")).expect("a ledger");
     say(&Event::Starting);
     let mut nodes = nodes();
-    nodes.first.up(&[]);
-    nodes.second.up(&[]);
-    let (mut roots, mut read_back) = (0, 0);
-    for (node, second) in [(&nodes.first, false), (&nodes.second, true)] {
-        let mut socket = node.socket();
-        let pins = socket.pins().expect("velod answers");
-        let pinned = |id: &str| pins.iter().any(|pin| pin.to_string() == id);
-        for (key, content) in ledger.contents.iter().filter(|(_, content)| !second || content.pulled) {
-            let what = || {
-                format!(
-                    "content {key}, {}, on the {} node",
-                    content.id,
-                    if second { "second" } else { "first" }
-                )
-            };
-            let id: ObjectId = content.id.parse().expect("an id");
-            let stat = socket.stat_one(id.blob).expect("velod answers");
-            assert!(stat.is_some_and(|stat| stat.complete), "LOST: {} is not complete", what());
-            assert!(pinned(&content.id) || second && !content.pinned, "LOST: the pin of {}", what());
-            roots += 1;
-            if content.fresh {
-                check_content(node, *key, &content.id);
-                read_back += 1;
-            }
+    std::thread::scope(|scope| {
+        scope.spawn(|| nodes.first.up(&[]));
+        scope.spawn(|| nodes.second.up(&[]));
+    });
+    let mut read_back = 0;
+    std::thread::scope(|scope| {
+        let ledger = &ledger;
+        let checks = [(&nodes.first, false), (&nodes.second, true)]
+            .map(|(node, second)| scope.spawn(move || check_node(node, second, ledger)));
+        for check in checks {
+            read_back += check.join().expect("a failed check ends the process");
         }
-        for (key, id) in &ledger.removed {
-            assert!(!pinned(id), "BACK: content {key}, {id}, was removed and is pinned again");
-        }
-        node.ok(&["verify"]);
-    }
+    });
     wait_for_members(&nodes);
-    for (name, expected) in &ledger.names.clone() {
-        let found = ref_of(&nodes.first, name);
-        assert!(expected.may_be(found.as_deref()), "LOST: the ref {name} is {found:?}, not {expected:?}");
-        wait_until("both nodes agree on the refs", || {
-            ref_of(&nodes.second, name) == ref_of(&nodes.first, name)
-        });
-        if let Some(id) = ref_of(&nodes.first, name) {
-            assert!(expected.may_be(Some(&id)), "LOST: the ref {name} is {id}, not {expected:?}");
-            tell(&mut ledger, Event::Ref { name: name.clone(), id });
+    let mut agreed = refs_of(&nodes.first);
+    check_refs(&agreed, &ledger);
+    // The second node may know of one more that was being set, but of none less.
+    wait_until("both nodes agree on the refs", || {
+        let second = refs_of(&nodes.second);
+        second == agreed || {
+            agreed = refs_of(&nodes.first);
+            second == agreed
         }
-        roots += 1;
+    });
+    check_refs(&agreed, &ledger);
+    for (name, id) in agreed {
+        tell(&mut ledger, Event::Ref { name, id });
     }
+    let held = |content: &Content| 1 + usize::from(content.pulled);
+    let roots = ledger.contents.values().map(held).sum::<usize>() + ledger.names.len();
     tell(&mut ledger, Event::Checked { roots, read_back });
     (nodes, ledger)
+}
+
+/// Holds one node's contents and pins to the ledger; how many trees were read back.
+fn check_node(node: &Node, second: bool, ledger: &Ledger) -> usize {
+    let mut socket = node.socket();
+    let pins = socket.pins().expect("velod answers");
+    let pinned = |id: &str| pins.iter().any(|pin| pin.to_string() == id);
+    let name = if second { "second" } else { "first" };
+    let mut read_back = 0;
+    for (key, content) in ledger.contents.iter().filter(|(_, content)| !second || content.pulled) {
+        let what = || format!("content {key}, {}, on the {name} node", content.id);
+        let id: ObjectId = content.id.parse().expect("an id");
+        let stat = socket.stat_one(id.blob).expect("velod answers");
+        assert!(stat.is_some_and(|stat| stat.complete), "LOST: {} is not complete", what());
+        assert!(pinned(&content.id) || second && !content.pinned, "LOST: the pin of {}", what());
+        if content.fresh {
+            check_content(node, name, *key, &content.id);
+            read_back += 1;
+        }
+    }
+    for (key, id) in &ledger.removed {
+        assert!(!pinned(id), "BACK: content {key}, {id}, was removed and is pinned again");
+    }
+    node.ok(&["verify"]);
+    read_back
+}
+
+fn check_refs(found: &BTreeMap<String, String>, ledger: &Ledger) {
+    for (name, expected) in &ledger.names {
+        let id = found.get(name).map(String::as_str);
+        assert!(expected.may_be(id), "LOST: the ref {name} is {id:?}, not {expected:?}");
+    }
+    let unknown: Vec<_> = found.keys().filter(|name| !ledger.names.contains_key(*name)).collect();
+    assert!(unknown.is_empty(), "BACK: nobody set the refs {unknown:?}");
 }
 
 fn tell(ledger: &mut Ledger, event: Event) {
@@ -203,10 +238,10 @@ fn tell(ledger: &mut Ledger, event: Event) {
     say(&event);
 }
 
-fn check_content(node: &Node, key: u64, id: &str) {
-    let dest = place("TMPDIR").join("dest");
+fn check_content(node: &Node, name: &str, key: u64, id: &str) {
+    let dest = place("TMPDIR").join(format!("dest-{name}"));
     node.ok(&["get", id, text(&dest)]);
-    assert_same(&content(key), &dest);
+    assert_same(&content(name, key), &dest);
     fs::remove_dir_all(dest).expect("a directory to remove");
 }
 
@@ -214,10 +249,11 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
-fn ref_of(node: &Node, name: &str) -> Option<String> {
+fn refs_of(node: &Node) -> BTreeMap<String, String> {
     let found = node.json(&["ref", "ls"]);
-    let mut refs = found["refs"].as_array().expect("a list of refs").iter();
-    refs.find(|view| view["name"] == name).and_then(|view| view["id"].as_str().map(str::to_owned))
+    let refs = found["refs"].as_array().expect("a list of refs").iter();
+    refs.filter_map(|view| Some((view["name"].as_str()?.to_owned(), view["id"].as_str()?.to_owned())))
+        .collect()
 }
 
 /// Puts, pulls, names and removes until the power goes.
@@ -246,7 +282,7 @@ fn put(nodes: &Nodes, ledger: &Mutex<Ledger>) {
             tell(ledger, Event::TryPut { key });
             key
         });
-        let source = content(key);
+        let source = content("put", key);
         let id = nodes.first.json(&["put", text(&source)])["id"].as_str().expect("an id").to_owned();
         with(ledger, |ledger| tell(ledger, Event::Put { key, id }));
         if with(ledger, |ledger| ledger.contents.len()) > KEPT {
