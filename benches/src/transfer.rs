@@ -4,12 +4,13 @@
 //! Every round runs each tool once, in turn, so that all see the same machine; medians of the rounds are compared.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
-use velo_object::{BlobId, NodeId, ObjectId, ObjectKind};
+use velo_object::{BlobId, NodeId, ObjectId, ObjectKind, PageBuffer};
 use velo_tests::{Cluster, Node, Settings, content, local};
 
 use crate::report::{Bars, Report};
@@ -57,14 +58,34 @@ fn cluster(scratch: &Path, count: usize, tls: bool) -> Cluster {
 /// What takes part in the rounds: its name, and one run of it.
 type Contender<'a> = (&'static str, Box<dyn FnMut() -> anyhow::Result<Taken> + 'a>);
 
-fn rounds(count: usize, mut tools: Vec<Contender<'_>>) -> anyhow::Result<Vec<Taken>> {
+/// Runs every tool `count` times, in turn; each finds `writes_bytes` of memory that was just in use.
+fn rounds(
+    count: usize,
+    scratch: &Path,
+    writes_bytes: u64,
+    mut tools: Vec<Contender<'_>>,
+) -> anyhow::Result<Vec<Taken>> {
     let mut taken = vec![Vec::new(); tools.len()];
     for _ in 0..count {
         for (at, (name, run)) in tools.iter_mut().enumerate() {
+            touch_memory(scratch, writes_bytes)?;
             taken[at].push(run().with_context(|| (*name).to_owned())?);
         }
     }
     Ok(taken.iter().map(|runs| median(runs)).collect())
+}
+
+/// Fills `bytes` of the tmpfs and frees them. A virtual machine gives free memory back to its host after some seconds, and
+/// the tool that takes it next would pay several times its own work for getting it back.
+fn touch_memory(scratch: &Path, bytes: u64) -> anyhow::Result<()> {
+    let path = scratch.join("touched");
+    let mut file = fs::File::create(&path)?;
+    let zeros = PageBuffer::new(1 << 20);
+    for _ in 0..bytes.div_ceil(zeros.len() as u64) {
+        file.write_all(&zeros)?;
+    }
+    remove(&path);
+    Ok(())
 }
 
 fn gb_per_s(bytes: u64, taken: Taken) -> f64 {
@@ -91,6 +112,8 @@ fn put(report: &mut Report, scratch: &Path, sizes: &Sizes) -> anyhow::Result<()>
     let pids = velod_pids(&cluster.nodes);
     let medians = rounds(
         sizes.rounds,
+        scratch,
+        sizes.big_bytes,
         vec![
             (
                 "cp",
@@ -178,7 +201,7 @@ fn one_to_one(report: &mut Report, scratch: &Path, sizes: &Sizes, tls: bool) -> 
         // What a careful user of curl adds: the hash of what arrived, by the same library, on all cores.
         work.push(("hash of the file", Box::new(|| timed(&[], || hash_file(&big)))));
     }
-    let medians = rounds(sizes.rounds, work)?;
+    let medians = rounds(sizes.rounds, scratch, sizes.big_bytes, work)?;
     let (store, dest_taken) = (medians[0], medians[1]);
     if server.is_ok() {
         let curl = medians[2];
@@ -278,7 +301,7 @@ fn small_files(report: &mut Report, scratch: &Path, sizes: &Sizes) -> anyhow::Re
             }),
         ));
     }
-    let medians = rounds(sizes.rounds, work)?;
+    let medians = rounds(sizes.rounds, scratch, sizes.small_files as u64 * (8 << 10), work)?;
     if daemon.is_ok() {
         let (velo, rsync) = (medians[0], medians[1]);
         report.ratio(
@@ -351,7 +374,7 @@ fn fan_out(report: &mut Report, scratch: &Path, sizes: &Sizes) -> anyhow::Result
             }),
         ));
     }
-    let medians = rounds(sizes.rounds, work)?;
+    let medians = rounds(sizes.rounds, scratch, 4 * sizes.fan_out_bytes, work)?;
     if server.is_ok() {
         let curl = medians[2];
         for (name, taken) in [("into the stores", medians[0]), ("to DEST", medians[1])] {
