@@ -1,4 +1,5 @@
-//! Which cores there are and which of them a worker is pinned to, from `/sys` and the process's affinity.
+//! Which cores there are and which of them a worker is pinned to: what this process may use, as hwloc (with the feature
+//! `hwloc`) or `/sys` describes it.
 
 use std::fs;
 
@@ -25,16 +26,40 @@ pub(crate) fn cores() -> Vec<Core> {
         let count = std::thread::available_parallelism().map_or(1, usize::from);
         return (0..count).map(|cpu| Core { cpu, numa: 0, sibling: false }).collect();
     };
-    let mut cores: Vec<_> = (0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).map(describe).collect();
+    let mut cores: Vec<_> =
+        (0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).map(describe_by_sysfs).collect();
+    #[cfg(feature = "hwloc")]
+    if let Some(described) = describe_by_hwloc(&cores) {
+        cores = described;
+    }
     order(&mut cores);
     cores
+}
+
+/// The same cores as hwloc sees them; none where it does not know them all.
+#[cfg(feature = "hwloc")]
+fn describe_by_hwloc(cores: &[Core]) -> Option<Vec<Core>> {
+    use hwloc2::{ObjectType, Topology};
+    let topology = Topology::new()?;
+    let threads = topology.objects_with_type(&ObjectType::PU).ok()?;
+    cores
+        .iter()
+        .map(|core| {
+            let thread = threads.iter().find(|thread| thread.os_index() as usize == core.cpu)?;
+            let numa = thread.nodeset().map_or(-1, |nodes| nodes.first());
+            // The rank counts within the parent, which is the physical core.
+            let sibling = thread.sibling_rank() > 0
+                && thread.parent().is_some_and(|parent| matches!(parent.object_type(), ObjectType::Core));
+            Some(Core { cpu: core.cpu, numa: usize::try_from(numa).unwrap_or(0), sibling })
+        })
+        .collect()
 }
 
 fn order(cores: &mut [Core]) {
     cores.sort_by_key(|core| (core.sibling, core.cpu == 0, core.numa, core.cpu));
 }
 
-fn describe(cpu: usize) -> Core {
+fn describe_by_sysfs(cpu: usize) -> Core {
     let folder = format!("/sys/devices/system/cpu/cpu{cpu}");
     let siblings = fs::read_to_string(format!("{folder}/topology/thread_siblings_list")).unwrap_or_default();
     let first = siblings.split([',', '-']).next().and_then(|n| n.trim().parse::<usize>().ok());
@@ -81,6 +106,16 @@ mod tests {
         let mut cores = vec![core(0, false), core(1, true), core(2, false), core(3, true)];
         order(&mut cores);
         assert_eq!(cores.iter().map(|core| core.cpu).collect::<Vec<_>>(), [2, 0, 1, 3]);
+    }
+
+    /// Two sources of the same facts.
+    #[cfg(feature = "hwloc")]
+    #[test]
+    fn hwloc_and_sysfs_agree() {
+        let set = sched_getaffinity(None).expect("an affinity");
+        let sysfs: Vec<_> =
+            (0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).map(describe_by_sysfs).collect();
+        assert_eq!(describe_by_hwloc(&sysfs), Some(sysfs));
     }
 
     #[test]
