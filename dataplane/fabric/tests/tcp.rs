@@ -47,7 +47,7 @@ fn both_sides_read_many_pieces_in_any_order() {
         assert_eq!((a.payload_bytes_in, b.payload_bytes_out), (from_b.len() as u64, from_b.len() as u64));
         assert_eq!((a.bytes_in, a.bytes_out), (b.bytes_out, b.bytes_in));
         assert_eq!(pair.b_source.sent.load(Ordering::Relaxed), from_b.len() as u64);
-        assert_eq!(Arc::strong_count(&pair.b_source.leases), 1, "leases are given back");
+        assert_eq!(pair.b_source.leases(), 0, "leases are given back");
     }
 }
 
@@ -298,7 +298,7 @@ fn a_peer_that_reads_nothing_is_dropped() {
         drive(&mut pair.b, &mut done, |done| closed(done).is_some());
         assert!(matches!(closed(&done), Some(PathError::NotReading { ms: 400 })));
         assert!(pair.b.counters().payload_bytes_out < 8 * MIB as u64, "only what fits into buffers was read");
-        assert_eq!(Arc::strong_count(&pair.b_source.leases), 1);
+        assert_eq!(pair.b_source.leases(), 0);
     }
 }
 
@@ -399,5 +399,25 @@ fn a_worker_may_sleep_on_the_descriptor() {
         });
         assert!(start.elapsed() < Duration::from_secs(8));
         assert_eq!((b.counters().protocol_errors, closed(&a_done).is_none()), (0, true));
+    }
+}
+
+#[test]
+fn content_that_cannot_be_read_is_this_node_s_fault() {
+    for protection in [Protection::Plain, Protection::Aes128] {
+        let mut pair = Pair::new(protection);
+        let blob = pair.b_source.add(&noise(12, 3 * MIB), &[]);
+        pair.b_source.cut(&blob, MIB as u64 + 500_000);
+        pair.connect(1, "127.0.0.1:0");
+        for i in 0..3 {
+            pair.a.post_read(1, pair.read(i, blob, i * MIB as u64, MIB as u32)).unwrap();
+        }
+        pair.drive(|pair| closed(&pair.a_done).is_some() && closed(&pair.b_done).is_some());
+        assert!(matches!(closed(&pair.b_done), Some(PathError::Source(_))), "{:?}", pair.b_done);
+        // What came before may be lost with the path, but nobody is accused.
+        let error = closed(&pair.a_done);
+        assert!(matches!(error, Some(PathError::Peer | PathError::Io(_))), "{protection:?}: {error:?}");
+        assert!([1, 2].iter().all(|&tag| ended(&pair.a_done, tag).unwrap().1 == Err(ReadError::PathClosed)));
+        assert_eq!(pair.b_source.leases(), 0);
     }
 }

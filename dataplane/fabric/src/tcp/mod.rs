@@ -37,6 +37,7 @@ mod outgoing;
 mod path;
 pub mod plain;
 mod record;
+mod sealed;
 mod tls;
 
 use std::collections::{HashMap, VecDeque};
@@ -55,7 +56,8 @@ pub use incoming::fuzz as fuzz_incoming;
 pub use tls::{TlsError, TlsKeys, prepare_client, prepare_server};
 
 use self::frame::{Frame, MAX_READ_BYTES, Request};
-use self::path::{Chunks, Path, TURN_SCRATCH_BYTES, Turn};
+use self::path::{Path, TURN_SCRATCH_BYTES, Turn};
+use self::sealed::Chunks;
 use crate::{Completion, Fabric, FabricCounters, PathError, PathId, Read, ReadError, Serve};
 
 /// The most reads that may be outstanding on a path, in each direction. Part of the protocol.

@@ -38,7 +38,7 @@ pub struct Source {
     blobs: Mutex<HashMap<BlobId, Stored>>,
     pub sent: AtomicU64,
     pub asked: AtomicU64,
-    pub leases: Arc<()>,
+    leases: Arc<()>,
 }
 
 /// A file, how much of it is content, and the outboard.
@@ -53,6 +53,16 @@ impl Source {
         let id = BlobId::of(content);
         self.blobs.lock().unwrap().insert(id, (Arc::new(file), content.len() as u64, outboard.into()));
         id
+    }
+
+    /// Cuts the file of a blob after so many bytes of content.
+    pub fn cut(&self, blob: &BlobId, len: u64) {
+        self.blobs.lock().unwrap()[blob].0.set_len(100 + len).unwrap();
+    }
+
+    /// How many leases are out.
+    pub fn leases(&self) -> usize {
+        Arc::strong_count(&self.leases) - 1
     }
 }
 
