@@ -248,6 +248,42 @@ fn four_nodes_at_once_feed_each_other() {
 }
 
 #[test]
+fn a_rude_peer_changes_nothing_for_others() {
+    use velo_object::PieceSet;
+    use velod::engine::Peers;
+    use velod::session::PeerMessage;
+    let hub = Hub::default();
+    let (a, b) = (Node::start(&hub, 1), Node::start(&hub, 2));
+    let bytes = content(14, 6 * MIB + 1);
+    let blob = a.put(&bytes);
+    let rude = hub::HubPeers { hub: hub.clone(), node: node_id(66) };
+    hub.join(rude.node, std::sync::Arc::new(|_| {}));
+    rude.connect(b.id);
+    // It is asked as soon as the job runs; whatever it answers, the other source brings all.
+    let job = b.pull_blob(blob, &[rude.node]);
+    std::thread::sleep(Duration::from_millis(200));
+    let set = |len| PieceSet::full(len);
+    let messages = [
+        PeerMessage::Have { blob, size_bytes: Some(u64::MAX), have: set(7), holes: set(7) },
+        PeerMessage::Have { blob, size_bytes: Some(3), have: set(1), holes: set(0) },
+        PeerMessage::Have { blob, size_bytes: None, have: set(1000), holes: set(3) },
+        PeerMessage::HaveMore { blob, pieces: vec![(u64::MAX, true), (0, true), (7, false)] },
+        PeerMessage::HaveMore { blob: BlobId::of(b"never heard of"), pieces: vec![(1, false)] },
+        PeerMessage::HaveNot { blob: BlobId::of(b"never asked for") },
+        PeerMessage::Done { blobs: vec![blob, blob] },
+        PeerMessage::Interest { blobs: (0..40_000u32).map(|at| BlobId::of(&at.to_le_bytes())).collect() },
+    ];
+    for message in messages {
+        rude.send(b.id, message);
+    }
+    rude.open_streams(b.id, 100);
+    b.handle().add_sources(job, vec![a.id]).expect("it runs");
+    let status = b.complete(job);
+    assert_eq!((b.read(&blob), status.received_bytes), (bytes, 6 * MIB as u64 + 1));
+    assert!(b.counter("peer_limit_total") > 0, "neither interests nor streams were bounded");
+}
+
+#[test]
 fn requests_that_make_no_sense_are_refused() {
     let hub = Hub::default();
     let a = Node::start(&hub, 1);
