@@ -31,6 +31,8 @@ const POOL_MAX_BYTES: u64 = 4 << 30;
 /// The part of the configured memory that buffers get. The rest is for what TLS has to send, for have-maps, outboards
 /// and the store's index.
 const POOL_SHARE: u64 = 2;
+/// The part that all workers together have for encrypted bytes that peers have not taken.
+const SEND_SHARE: u64 = 4;
 
 /// What a [`DataPlane`] is made with.
 #[derive(Debug, Clone)]
@@ -139,7 +141,9 @@ impl DataPlane {
                 verifier.inputs.push(pop);
                 to_verifiers.push(push);
             }
-            let tcp = TcpOptions { stall_timeout: options.stall_timeout, ..TcpOptions::default() };
+            let mut tcp = TcpOptions { stall_timeout: options.stall_timeout, ..TcpOptions::default() };
+            let send_share = options.memory_bytes / SEND_SHARE / worker_count as u64;
+            tcp.send_memory_bytes = tcp.send_memory_bytes.min(send_share as usize);
             let numbers = Arc::new(WorkerNumbers::new("tcp"));
             metrics.workers.write().unwrap_or_else(PoisonError::into_inner).push(numbers.clone());
             let worker = Worker {
