@@ -263,9 +263,11 @@ impl Inner {
             loaded.have = proven;
         }
         let pieces = Pieces::new(size_bytes);
-        let here: u64 = loaded.have.iter().map(|index| pieces.len(index)).sum();
         let reservation = self.space.reserve(size_bytes);
-        reservation.written(here);
+        for index in loaded.have.iter() {
+            let len = pieces.len(index);
+            if loaded.holes.contains(index) { reservation.not_needed(len) } else { reservation.written(len) }
+        }
         Ok(Some(Made {
             id,
             size_bytes,

@@ -106,6 +106,13 @@ impl Reservation {
         self.space.unwritten_bytes.fetch_sub(taken, Relaxed);
     }
 
+    /// `bytes` of it are not needed: they turned out to be a hole.
+    pub fn not_needed(&self, bytes: u64) {
+        self.written(bytes);
+        let before = self.bytes.fetch_update(Relaxed, Relaxed, |left| Some(left.saturating_sub(bytes)));
+        self.space.reserved_bytes.fetch_sub(before.unwrap_or(0).min(bytes), Relaxed);
+    }
+
     /// Adds another promise to this one.
     pub fn join(&self, other: Self) {
         let bytes = other.bytes.swap(0, Relaxed);

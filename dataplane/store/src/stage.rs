@@ -179,7 +179,7 @@ impl Staging {
             .and_then(|()| self.map.as_ref().map_or(Ok(()), |map| map.set(index, hole)))
             .map_err(|error| self.shared.space.io(error, &self.path(), len))?;
         if let Some(reservation) = &*lock(&self.reservation) {
-            reservation.written(len);
+            if hole { reservation.not_needed(len) } else { reservation.written(len) }
         }
         let fresh = {
             let mut state = lock(&self.state);
