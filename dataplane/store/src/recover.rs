@@ -1,10 +1,12 @@
 //! What happens at the start: leftovers go, transfers are found, the index is made anew from the files.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 
+use rustix::io::Errno;
 use velo_object::BlobId;
 
 use crate::StoreError;
@@ -45,8 +47,19 @@ pub(crate) fn staged_ids(dir: &Dir) -> Result<Vec<BlobId>, StoreError> {
 pub(crate) fn drop_index(dir: &Dir) -> Result<(), StoreError> {
     let path = dir.folder("index");
     match fs::remove_dir_all(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).at(path),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).at(path),
         _ => Ok(()),
+    }
+}
+
+/// Whether the content is at fault, not what surrounds it.
+fn is_damage(error: &StoreError) -> bool {
+    match error {
+        StoreError::Damaged(_) | StoreError::Pack { .. } => true,
+        StoreError::Io { error, .. } => {
+            error.kind() == ErrorKind::UnexpectedEof || error.raw_os_error() == Some(Errno::IO.raw_os_error())
+        }
+        _ => false,
     }
 }
 
@@ -104,7 +117,8 @@ impl Inner {
                 };
                 match self.examine(&id, &path, record, hash) {
                     Ok(contents) => found.push(Indexed { id, record, contents }),
-                    Err(StoreError::Damaged(_) | StoreError::Pack { .. }) => {
+                    Err(error) if is_damage(&error) => {
+                        tracing::error!(blob = %id, %error, "damaged; it is in quarantine now");
                         self.quarantine(&id, kind)?;
                         damaged.push(id);
                     }
@@ -145,8 +159,9 @@ impl Inner {
     /// Moves a damaged file out of the way; the index is not told.
     pub fn quarantine(&self, id: &BlobId, kind: FileKind) -> Result<(), StoreError> {
         let path = self.dir.file(id, kind);
-        self.files.close(id);
         fs::rename(&path, self.dir.quarantined(id)).at(&path)?;
+        // Only now: before, somebody could have opened it again.
+        self.files.close(id);
         remove_file(&self.dir.outboard(id, kind))?;
         self.shared.counts.quarantined.fetch_add(1, Relaxed);
         Ok(())

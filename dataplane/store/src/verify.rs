@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use velo_object::{BlobId, Outboard, Pieces, chaining_value};
 
 use crate::copy::on_all_cores;
+use crate::error::At;
 use crate::index::FileRecord;
 use crate::store::{Inner, Store, lock};
 use crate::{Damage, StoreError, Verification};
@@ -54,7 +55,8 @@ impl Inner {
                 }
                 pieces
             }
-            Err(_) => Vec::new(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error).at(path),
         };
         let _changing = lock(&self.changing);
         // It may have been removed meanwhile.
