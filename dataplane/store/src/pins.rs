@@ -13,6 +13,8 @@ use crate::store::{Inner, Store, lock};
 use crate::{Removed, StoreError};
 
 const TABLE: &str = "store.pins";
+/// The most that eviction frees beyond what is needed now.
+const SLACK_BYTES: u64 = 64 << 20;
 
 /// The pinned roots and what they protect.
 #[derive(Debug, Default)]
@@ -29,30 +31,52 @@ impl PinSet {
         self.counts.contains_key(file)
     }
 
-    fn insert(&mut self, root: ObjectId, named: Named) {
-        self.remove(&root);
+    fn insert(&mut self, root: ObjectId, named: Named) -> Changed {
+        let mut more = Vec::new();
+        for id in &named.files {
+            let count = self.counts.entry(*id).or_default();
+            *count += 1;
+            if *count == 1 {
+                more.push(*id);
+            }
+        }
+        // Added first, so that what is named before and after does not change.
+        let less = self.drop_named(&root);
+        self.named.insert(root, named.files);
         if !named.known {
             self.open.insert(root);
         }
-        for id in &named.files {
-            *self.counts.entry(*id).or_default() += 1;
-        }
-        self.named.insert(root, named.files);
+        Changed { more, less }
     }
 
-    fn remove(&mut self, root: &ObjectId) -> bool {
+    /// None where it was not pinned.
+    fn remove(&mut self, root: &ObjectId) -> Option<Changed> {
+        self.named.contains_key(root).then(|| Changed { more: Vec::new(), less: self.drop_named(root) })
+    }
+
+    fn drop_named(&mut self, root: &ObjectId) -> Vec<BlobId> {
         self.open.remove(root);
-        let Some(files) = self.named.remove(root) else { return false };
-        for id in files {
+        let mut less = Vec::new();
+        for id in self.named.remove(root).unwrap_or_default() {
             if let Some(count) = self.counts.get_mut(&id) {
                 *count -= 1;
                 if *count == 0 {
                     self.counts.remove(&id);
+                    less.push(id);
                 }
             }
         }
-        true
+        less
     }
+}
+
+/// Files whose protection changed.
+#[derive(Debug, Default)]
+struct Changed {
+    /// Protected now and not before.
+    more: Vec<BlobId>,
+    /// The other way round.
+    less: Vec<BlobId>,
 }
 
 /// The files that a root names.
@@ -170,15 +194,17 @@ impl Inner {
     pub fn pin(&self, root: ObjectId) -> Result<(), StoreError> {
         let named = self.named(root)?;
         self.book.put_if(TABLE, &key(&root), Some(&[]), None)?;
-        lock(&self.pins).insert(root, named);
-        self.count_pinned()
+        let changed = lock(&self.pins).insert(root, named);
+        self.count_changed(&changed)
     }
 
     fn unpin(&self, root: ObjectId) -> Result<bool, StoreError> {
         self.book.put_if(TABLE, &key(&root), None, None)?;
-        let was = lock(&self.pins).remove(&root);
-        self.count_pinned()?;
-        Ok(was)
+        let changed = lock(&self.pins).remove(&root);
+        if let Some(changed) = &changed {
+            self.count_changed(changed)?;
+        }
+        Ok(changed.is_some())
     }
 
     /// Reads the pins from the book.
@@ -186,12 +212,14 @@ impl Inner {
         let mut pins = PinSet::default();
         for (key, _) in self.book.scan(TABLE, None, usize::MAX)? {
             match std::str::from_utf8(&key).ok().and_then(|text| text.parse().ok()) {
-                Some(root) => pins.insert(root, self.named(root)?),
+                Some(root) => drop(pins.insert(root, self.named(root)?)),
                 None => tracing::warn!(?key, "not a pin; it is left alone"),
             }
         }
+        let protected = Changed { more: pins.counts.keys().copied().collect(), less: Vec::new() };
         *lock(&self.pins) = pins;
-        self.count_pinned()
+        self.space.pinned_bytes.store(0, Relaxed);
+        self.count_changed(&protected)
     }
 
     /// Counts what has come now and is pinned, and works out what a pinned root names that has come.
@@ -208,29 +236,33 @@ impl Inner {
             let came: HashSet<BlobId> = added.iter().map(|indexed| indexed.id).chain(packed).collect();
             pins.open.iter().filter(|root| came.contains(&root.blob)).copied().collect()
         };
-        if roots.is_empty() {
-            return Ok(());
-        }
         for root in roots {
             let named = self.named(root)?;
-            lock(&self.pins).insert(root, named);
+            let changed = lock(&self.pins).insert(root, named);
+            self.count_changed(&changed)?;
         }
-        self.count_pinned()
-    }
-
-    fn count_pinned(&self) -> Result<(), StoreError> {
-        let ids: Vec<BlobId> = lock(&self.pins).counts.keys().copied().collect();
-        let mut pinned = 0;
-        for id in ids {
-            pinned += self.index.file(&id)?.map_or(0, |record| record.stored_bytes);
-        }
-        self.space.pinned_bytes.store(pinned, Relaxed);
         Ok(())
     }
 
-    /// Makes `bytes` of room, if it can: removes what was used longest ago and is neither pinned, nor being read, nor
-    /// part of a put.
+    fn count_changed(&self, changed: &Changed) -> Result<(), StoreError> {
+        let sum = |ids: &[BlobId]| -> Result<u64, StoreError> {
+            let mut stored = 0;
+            for id in ids {
+                stored += self.index.file(id)?.map_or(0, |record| record.stored_bytes);
+            }
+            Ok(stored)
+        };
+        self.space.pinned_bytes.fetch_add(sum(&changed.more)?, Relaxed);
+        self.space.pinned_bytes.fetch_sub(sum(&changed.less)?, Relaxed);
+        Ok(())
+    }
+
+    /// Makes `bytes` of room, if it can, and a little more: removes what was used longest ago and is neither pinned,
+    /// nor being read, nor part of a put.
     pub fn evict(&self, bytes: u64) -> Result<(), StoreError> {
+        // To look at all files for every small blob would be dear.
+        let slack = self.space.capacity_bytes().map_or(0, |capacity| (capacity / 128).min(SLACK_BYTES));
+        let bytes = bytes + slack;
         let _changing = lock(&self.changing);
         let used = self.files.used();
         let mut candidates: Vec<(u64, BlobId, FileRecord)> = {
