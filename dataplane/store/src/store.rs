@@ -66,6 +66,8 @@ pub(crate) struct Inner {
     pub buffers: Buffers,
     pub stagings: Mutex<HashMap<BlobId, Slot>>,
     pub pins: Mutex<PinSet>,
+    /// Held from looking for room until it is promised.
+    reserving: Mutex<()>,
     /// Held while complete files appear or disappear.
     pub changing: Mutex<()>,
     next_put: AtomicU64,
@@ -116,6 +118,7 @@ impl Store {
             buffers: Buffers::default(),
             stagings: Mutex::default(),
             pins: Mutex::default(),
+            reserving: Mutex::new(()),
             changing: Mutex::new(()),
             next_put: AtomicU64::new(0),
             closed: AtomicBool::new(false),
@@ -197,7 +200,8 @@ impl Inner {
     /// Promises room, evicting what may be evicted.
     pub fn reserve(&self, bytes: u64) -> Result<Reservation, StoreError> {
         self.writable()?;
-        let short = self.space.short_of(bytes)?;
+        let _reserving = lock(&self.reserving);
+        let short = if bytes == 0 { 0 } else { self.space.short_of(bytes)? };
         if short > 0 {
             self.evict(short)?;
             if self.space.short_of(bytes)? > 0 {
