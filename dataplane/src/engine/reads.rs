@@ -9,7 +9,7 @@ use velo_socket::{Error, ErrorCode};
 use velo_swarm::{Accusation, Action, Arrival, Blame, DropReason, Failure};
 
 use super::core::Engine;
-use super::task::{OutboardFault, SentOutboard, Task};
+use super::task::{Arrived, OutboardFault, SentOutboard, Task};
 use super::want::{Ask, AskTag, Asked, Stage};
 use crate::metrics::add;
 use crate::target::Target;
@@ -380,7 +380,7 @@ impl Engine {
         match want.target.as_ref().and_then(|target| target.staging()) {
             Some(staging) => {
                 want.stage = Stage::Committing;
-                self.tasks.push(Task::Commit { serial: want.serial, blob, staging });
+                self.tasks.push(Task::Commit(vec![Arrived { serial: want.serial, blob, staging }]));
             }
             None => {
                 let message = format!("{blob} is said to be complete and is nowhere: report this");

@@ -18,6 +18,12 @@ use crate::target::Target;
 /// Have-maps that are told in one go.
 const HAVES_PER_ANSWER: usize = 256;
 
+/// Blobs that are committed in one go.
+const COMMITS_AT_ONCE: usize = 256;
+
+/// Larger ones are committed each by itself: flushing them takes long, and nobody is to wait for it who need not.
+const COMMITTED_TOGETHER_BYTES: u64 = 8 << 20;
+
 /// Something to be done.
 #[derive(Debug)]
 pub(super) enum Task {
@@ -25,12 +31,20 @@ pub(super) enum Task {
     Open { serial: u64, blob: BlobId, kind: StageKind, trusted_bytes: Option<u64>, sink: Option<File> },
     /// Check an outboard and stage the blob under it.
     Outboard { tag: u64, outboard: SentOutboard },
-    /// Make a blob durable and visible.
-    Commit { serial: u64, blob: BlobId, staging: Arc<Staging> },
+    /// Make blobs durable and visible.
+    Commit(Vec<Arrived>),
     /// Read a tree's table.
     Table { blob: BlobId, jobs: Vec<JobId> },
     /// What is here of blobs that a peer is interested in.
     Haves { node: NodeId, blobs: Vec<BlobId> },
+}
+
+/// A blob whose pieces are all here.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    pub(super) serial: u64,
+    pub(super) blob: BlobId,
+    pub(super) staging: Arc<Staging>,
 }
 
 /// An outboard as a peer sent it, and what it must say.
@@ -149,11 +163,31 @@ fn next(queue: &(Mutex<Queue>, Condvar)) -> Option<Task> {
         if queue.closed {
             return None;
         }
-        if let Some(task) = queue.tasks.pop_front() {
-            return Some(task);
+        match queue.tasks.pop_front() {
+            Some(Task::Commit(arrived)) => return Some(Task::Commit(gather(arrived, &mut queue.tasks))),
+            Some(task) => return Some(task),
+            None => {}
         }
         queue = waiting.wait(queue).unwrap_or_else(PoisonError::into_inner);
     }
+}
+
+/// Takes other small blobs that wait to be committed: many at once need hardly more flushing than one.
+fn gather(mut arrived: Vec<Arrived>, tasks: &mut VecDeque<Task>) -> Vec<Arrived> {
+    let small =
+        |some: &[Arrived]| some.iter().all(|one| one.staging.size_bytes() <= COMMITTED_TOGETHER_BYTES);
+    if !small(&arrived) {
+        return arrived;
+    }
+    for task in std::mem::take(tasks) {
+        match task {
+            Task::Commit(more) if arrived.len() + more.len() <= COMMITS_AT_ONCE && small(&more) => {
+                arrived.extend(more);
+            }
+            other => tasks.push_back(other),
+        }
+    }
+    arrived
 }
 
 /// Does a task. False where the engine has ended.
@@ -168,9 +202,13 @@ fn perform(store: &Store, task: Task, tell: &mut dyn FnMut(Done) -> bool) -> boo
             let result = under_outboard(store, outboard);
             tell(Done::Outboard { tag, blob, result })
         }
-        Task::Commit { serial, blob, staging } => {
-            let result = staging.commit().map_err(|error| store_error(&error));
-            tell(Done::Committed { serial, blob, result })
+        Task::Commit(arrived) => {
+            let stagings: Vec<Arc<Staging>> = arrived.iter().map(|one| one.staging.clone()).collect();
+            let results = store.commit_all(&stagings);
+            arrived.into_iter().zip(results).all(|(Arrived { serial, blob, .. }, result)| {
+                let result = result.map_err(|error| store_error(&error));
+                tell(Done::Committed { serial, blob, result })
+            })
         }
         Task::Table { blob, jobs } => tell(Done::Table { jobs, result: table(store, blob) }),
         Task::Haves { node, blobs } => {

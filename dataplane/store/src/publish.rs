@@ -46,6 +46,9 @@ impl Inner {
     /// Makes arrivals durable, then visible, all of them; and pins `root`, if there is one.
     pub fn publish(&self, arrivals: &[Arrival], root: Option<ObjectId>) -> Result<(), StoreError> {
         self.writable()?;
+        if arrivals.is_empty() && root.is_none() {
+            return Ok(());
+        }
         for arrival in arrivals {
             if let Some(bytes) = &arrival.outboard {
                 let path = self.dir.outboard(&arrival.id, arrival.kind);
@@ -101,7 +104,11 @@ impl Inner {
         if self.durability == Durability::Fsync {
             folders.sort_unstable();
             folders.dedup();
-            folders.iter().try_for_each(|folder| sync_dir(folder))?;
+            if folders.len() >= FLUSH_ALL_FROM {
+                self.flush_all()?;
+            } else {
+                folders.iter().try_for_each(|folder| sync_dir(folder))?;
+            }
         }
         Ok(())
     }
@@ -122,10 +129,8 @@ impl Inner {
         if self.durability == Durability::Process {
             return Ok(());
         }
-        let staging = self.dir.folder("staging");
         if arrivals.len() >= FLUSH_ALL_FROM {
-            let dir = File::open(&staging).at(&staging)?;
-            return rustix::fs::syncfs(&dir).map_err(|error| self.space.io(error.into(), &staging, 0));
+            return self.flush_all();
         }
         let flush = |_: &mut [u8], index: u64| {
             let path = &arrivals[index as usize].path;
@@ -134,15 +139,26 @@ impl Inner {
         on_all_cores(arrivals.len() as u64, 8, &self.buffers, &flush).map(drop)
     }
 
+    /// Flushes the file system that the store lies on.
+    fn flush_all(&self) -> Result<(), StoreError> {
+        let staging = self.dir.folder("staging");
+        let dir = File::open(&staging).at(&staging)?;
+        rustix::fs::syncfs(&dir).map_err(|error| self.space.io(error.into(), &staging, 0))
+    }
+
     /// Stops what was complete from being here: forgets it and deletes its file. The caller holds `changing`.
     pub fn unpublish(&self, gone: &[Indexed]) -> Result<u64, StoreError> {
         self.index.remove(gone)?;
         let mut freed = 0;
         for Indexed { id, record, .. } in gone {
-            self.files.close(id);
             self.space.used_bytes.fetch_sub(record.stored_bytes, Relaxed);
+            if lock(&self.pins).protects(id) {
+                self.space.pinned_bytes.fetch_sub(record.stored_bytes, Relaxed);
+            }
             freed += record.stored_bytes;
             remove_file(&self.dir.file(id, record.kind))?;
+            // Only now: before, somebody could have opened it again.
+            self.files.close(id);
             remove_file(&self.dir.outboard(id, record.kind))?;
         }
         Ok(freed)

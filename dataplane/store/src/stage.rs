@@ -1,5 +1,6 @@
 //! Transfers: a blob that arrives piece by piece, from many threads, and can be read while it does.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use crate::extents::{punch, write_sparse};
 use crate::have_map::HaveMap;
 use crate::publish::{Arrival, check_pack};
 use crate::space::Reservation;
-use crate::store::{Inner, Shared};
+use crate::store::{Inner, Shared, Store};
 use crate::{StageKind, StoreError};
 
 /// Where a transfer stands.
@@ -203,9 +204,19 @@ impl Staging {
     /// [`StoreError::Pack`] where the bytes are no pack, [`StoreError::Full`], [`StoreError::Io`]. The transfer is
     /// then as it was.
     pub fn commit(&self) -> Result<(), StoreError> {
+        let inner = self.inner.upgrade().ok_or(StoreError::Closed)?;
         let mut phase = lock(&self.phase);
-        match *phase {
-            Phase::Committed => return Ok(()),
+        if let Some(arrival) = self.arrival(&inner, *phase)? {
+            inner.publish(&[arrival], None)?;
+        }
+        self.committed(&inner, &mut phase);
+        Ok(())
+    }
+
+    /// What is to be published; none for a sink, and for what was committed before.
+    fn arrival(&self, inner: &Inner, phase: Phase) -> Result<Option<Arrival>, StoreError> {
+        match phase {
+            Phase::Committed => return Ok(None),
             Phase::Abandoned => return Err(StoreError::Ended(self.id)),
             Phase::Open => {}
         }
@@ -213,31 +224,35 @@ impl Staging {
         if missing > 0 {
             return Err(StoreError::Incomplete { blob: self.id, missing });
         }
-        let inner = self.inner.upgrade().ok_or(StoreError::Closed)?;
-        if let (Some(file), Some(_)) = (&self.file, &self.map) {
-            let contents = match self.kind {
-                StageKind::Blob => Vec::new(),
-                StageKind::Pack => check_pack(&inner, &self.id, file, self.size_bytes())?,
-            };
-            let arrival = Arrival {
-                id: self.id,
-                kind: match self.kind {
-                    StageKind::Blob => FileKind::Loose,
-                    StageKind::Pack => FileKind::Pack,
-                },
-                path: inner.dir.staged(&self.id, Part::Data),
-                size_bytes: self.size_bytes(),
-                outboard: self.outboard.as_ref().map(Outboard::encode),
-                contents,
-            };
-            inner.publish(&[arrival], None)?;
+        let (Some(file), Some(_)) = (&self.file, &self.map) else { return Ok(None) };
+        let (kind, contents) = match self.kind {
+            StageKind::Blob => (FileKind::Loose, Vec::new()),
+            StageKind::Pack => (FileKind::Pack, check_pack(inner, &self.id, file, self.size_bytes())?),
+        };
+        Ok(Some(Arrival {
+            id: self.id,
+            kind,
+            path: inner.dir.staged(&self.id, Part::Data),
+            size_bytes: self.size_bytes(),
+            outboard: self.outboard.as_ref().map(Outboard::encode),
+            contents,
+        }))
+    }
+
+    fn committed(&self, inner: &Inner, phase: &mut Phase) {
+        if *phase != Phase::Open {
+            return;
+        }
+        if self.map.is_some() {
+            // While the transfer is still known: from then on these names may be those of another one.
             for part in [Part::Map, Part::Outboard] {
-                remove_file(&inner.dir.staged(&self.id, part))?;
+                if let Err(error) = remove_file(&inner.dir.staged(&self.id, part)) {
+                    tracing::warn!(blob = %self.id, %error, "it is committed; what is left of its transfer stays until the next start");
+                }
             }
         }
         *phase = Phase::Committed;
-        self.end(&inner);
-        Ok(())
+        self.end(inner);
     }
 
     /// Gives up and deletes what has arrived (of a sink: nothing, the file is the caller's). Nothing happens where it
@@ -273,6 +288,35 @@ impl Staging {
             Some(inner) if self.map.is_some() => inner.dir.staged(&self.id, Part::Data),
             _ => PathBuf::from("the destination"),
         }
+    }
+}
+
+impl Store {
+    /// Commits many transfers at once, which costs little more flushing than one. Gives for each what
+    /// [`Staging::commit`] would have given.
+    pub fn commit_all(&self, stagings: &[Arc<Staging>]) -> Vec<Result<(), StoreError>> {
+        let inner = &*self.0;
+        // Locked in one order, whoever commits.
+        let mut order: Vec<&Arc<Staging>> = stagings.iter().collect();
+        order.sort_unstable_by_key(|staging| (staging.id, Arc::as_ptr(staging)));
+        order.dedup_by_key(|staging| Arc::as_ptr(staging));
+        let mut phases: Vec<MutexGuard<'_, Phase>> =
+            order.iter().map(|staging| lock(&staging.phase)).collect();
+        let mut arrivals = Vec::new();
+        for (staging, phase) in order.iter().zip(&phases) {
+            // What cannot be published says so below, by itself.
+            arrivals.extend(staging.arrival(inner, **phase).ok().flatten());
+        }
+        if inner.publish(&arrivals, None).is_ok() {
+            let published: HashSet<BlobId> = arrivals.iter().map(|arrival| arrival.id).collect();
+            for (staging, phase) in order.iter().zip(&mut phases) {
+                if published.contains(&staging.id) {
+                    staging.committed(inner, phase);
+                }
+            }
+        }
+        drop(phases);
+        stagings.iter().map(|staging| staging.commit()).collect()
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bench::*;
 use proptest::prelude::*;
 use velo_object::{BlobId, Expected, PIECE_BYTES, PackBuilder, PackStep, PieceSet, Verified};
-use velo_store::{StageKind, Store, StoreError, What};
+use velo_store::{StageKind, Store, StoreError, StoreOptions, What};
 
 const BLOB: StageKind = StageKind::Blob;
 
@@ -39,6 +39,38 @@ fn every_length_arrives_and_reads_back() {
     }
     assert_eq!(fs::read_dir(dir.path().join("staging")).expect("there").count(), 0);
     assert_eq!(store.usage().expect("figures").staged_bytes, 0);
+}
+
+#[test]
+fn many_are_committed_at_once_and_each_has_its_own_answer() {
+    let dir = tempdir();
+    let store = Store::open(StoreOptions { threads: 2, ..StoreOptions::new(dir.path()) }).expect("opens").0;
+    let contents: Vec<Vec<u8>> = (0..90).map(|n| noise(2000 + n, n as u64)).collect();
+    let mut stagings = Vec::new();
+    for content in &contents {
+        let id = BlobId::of(content);
+        let staging = store.stage(id, content.len() as u64, None, None, BLOB).expect("room");
+        staging.write(&piece(content, None, 0)).expect("room");
+        stagings.push(staging);
+    }
+    let short = noise(7, 7);
+    stagings.push(store.stage(BlobId::of(&short), 7, None, None, BLOB).expect("room"));
+    stagings.push(stagings[0].clone());
+    let (first, second) = std::thread::scope(|scope| {
+        let other = scope.spawn(|| store.commit_all(&stagings[40..]));
+        (store.commit_all(&stagings), other.join().expect("no panic"))
+    });
+    for results in [&first, &second[..]] {
+        let failed: Vec<_> = results.iter().filter(|result| result.is_err()).collect();
+        assert!(matches!(failed[..], [Err(StoreError::Incomplete { missing: 1, .. })]), "{failed:?}");
+    }
+    assert_eq!(store.counters().committed, 90);
+    drop((stagings, store));
+    let (store, recovery) = reopen(&dir);
+    assert_eq!((recovery.files, recovery.resumable), (90, 1));
+    for content in &contents {
+        assert_eq!(&read(&store, &BlobId::of(content)), content);
+    }
 }
 
 #[test]
