@@ -172,8 +172,16 @@ impl Lock {
                 clean: *state == "clean",
                 suspect: *state != "clean" && *durability == "process" && *boot != boot_id(),
             },
-            _ => LastRun { clean: false, suspect: false },
+            // What cannot be read says nothing about flushing.
+            _ => LastRun { clean: false, suspect: !known || !text.is_empty() },
         };
+        if let [_, boot, "process", "open"] = fields.as_slice()
+            && durability == Durability::Fsync
+            && *boot == boot_id()
+        {
+            // From now on commits of that process are believed to be durable.
+            rustix::fs::syncfs(&file).at(&path)?;
+        }
         let lock = Self { file, path };
         lock.write(durability, "open")?;
         Ok((lock, last))

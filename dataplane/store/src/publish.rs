@@ -140,7 +140,7 @@ impl Inner {
     }
 
     /// Flushes the file system that the store lies on.
-    fn flush_all(&self) -> Result<(), StoreError> {
+    pub fn flush_all(&self) -> Result<(), StoreError> {
         let staging = self.dir.folder("staging");
         let dir = File::open(&staging).at(&staging)?;
         rustix::fs::syncfs(&dir).map_err(|error| self.space.io(error.into(), &staging, 0))

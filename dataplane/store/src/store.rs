@@ -151,6 +151,10 @@ impl Store {
         inner.index.touch(&used)?;
         inner.index.flush()?;
         inner.files.clear();
+        if inner.durability == Durability::Process {
+            // What was committed has never been flushed, and the next start will believe that it is there.
+            inner.flush_all()?;
+        }
         inner.lock.mark_clean(inner.durability)
     }
 

@@ -68,7 +68,7 @@ fn a_lock_file_of_garbage_is_an_unclean_end() {
     drop(store);
     fs::write(dir.path().join("LOCK"), [0xff, 0, 0xfe]).expect("writable");
     let (store, recovery) = reopen(&dir);
-    assert!(recovery.rebuilt);
+    assert!(recovery.rebuilt && recovery.rehashed, "nothing says that what is here was flushed");
     assert_eq!(read(&store, &id), b"content");
 }
 
