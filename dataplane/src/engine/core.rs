@@ -8,6 +8,7 @@ use velo_fabric::ring::{Consumer, Producer, Sleeper};
 use velo_fabric::{PathId, pool::Pool};
 use velo_object::{BlobId, NodeId};
 use velo_socket::JobId;
+use velo_store::Store;
 use velo_swarm::Planner;
 
 use super::exchange::HeldHave;
@@ -93,6 +94,7 @@ pub(super) struct Engine {
     pub(super) sessions: Box<dyn Peers>,
     pub(super) planner: Planner,
     pub(super) pool: Pool,
+    pub(super) store: Store,
     pub(super) tasks: TaskQueue,
     pub(super) workers: Vec<WorkerPort>,
     pub(super) verifiers: Vec<VerifierPort>,

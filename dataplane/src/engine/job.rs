@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use velo_object::{BlobId, NodeId, ObjectId};
 use velo_socket::{JobId, JobState, JobStatus};
+use velo_store::Hold;
 
 /// Blobs that a status lists at most.
 const MISSING_LISTED: usize = 64;
@@ -23,6 +24,8 @@ pub(super) struct Job {
     /// When something last came of it.
     pub(super) progressed: u64,
     pub(super) missing: BTreeSet<BlobId>,
+    /// What it needs stays until it ends, also what came first.
+    pub(super) hold: Hold,
     /// Tables that are here and still to be read.
     pub(super) tables_to_read: usize,
     pub(super) total_bytes: u64,
@@ -36,7 +39,7 @@ pub(super) struct Job {
 }
 
 impl Job {
-    pub(super) fn new(id: JobId, roots: Vec<ObjectId>, now: u64) -> Self {
+    pub(super) fn new(id: JobId, roots: Vec<ObjectId>, hold: Hold, now: u64) -> Self {
         Self {
             id,
             roots,
@@ -48,6 +51,7 @@ impl Job {
             ended: None,
             progressed: now,
             missing: BTreeSet::new(),
+            hold,
             tables_to_read: 0,
             total_bytes: 0,
             done_bytes: 0,

@@ -28,7 +28,7 @@ const WAITING_US: u64 = 500_000;
 impl Engine {
     pub(super) fn begin_job(&mut self, now: u64, id: JobId, request: PullRequest) {
         let PullRequest { roots, tables_only, sources, priority, sinks, sizes } = request;
-        let mut job = Job::new(id, roots.clone(), now);
+        let mut job = Job::new(id, roots.clone(), self.store.hold(), now);
         job.tables_only = tables_only;
         job.priority = priority;
         self.jobs.insert(id, job);
@@ -46,6 +46,7 @@ impl Engine {
     /// A job misses a blob.
     fn want(&mut self, id: JobId, blob: BlobId, kind: StageKind, size: Option<u64>, table: bool) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.hold.add(blob);
         let sink = self.sinks.remove(&(id, blob));
         let new = !self.wants.contains_key(&blob);
         let serial = self.next_want;
@@ -349,6 +350,7 @@ impl Engine {
         }
         job.state = state;
         job.ended = Some(now);
+        job.hold.release();
         let missing: Vec<_> = job.missing.iter().copied().collect();
         self.shared.board.post(job.status(now));
         job.changed = false;

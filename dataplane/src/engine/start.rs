@@ -191,6 +191,7 @@ impl DataPlane {
             shared,
             sessions,
             pool,
+            store,
             tasks,
             workers: worker_ports,
             verifiers: verifier_ports,

@@ -27,7 +27,7 @@ struct Table {
     open: HashMap<BlobId, (Arc<OpenFile>, u64)>,
     /// When files that are not open were used last.
     closed: HashMap<BlobId, u64>,
-    /// Kept from eviction by puts that are under way.
+    /// Kept from eviction by puts and transfers that are under way.
     held: HashMap<BlobId, u32>,
 }
 
@@ -98,7 +98,7 @@ impl Files {
         }
     }
 
-    /// Whether a put that is under way needs it.
+    /// Whether a put or a transfer that is under way needs it.
     pub fn is_held(&self, id: &BlobId) -> bool {
         self.table().held.contains_key(id)
     }

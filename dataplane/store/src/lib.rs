@@ -19,6 +19,7 @@ mod error;
 mod extents;
 mod files;
 mod have_map;
+mod hold;
 mod index;
 mod ingest;
 mod lmdb;
@@ -39,6 +40,7 @@ mod verify;
 
 pub use book::{Book, Entries};
 pub use error::StoreError;
+pub use hold::Hold;
 pub use put::Put;
 pub use stage::Staging;
 pub use store::Store;

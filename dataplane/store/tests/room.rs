@@ -62,9 +62,13 @@ fn what_was_used_longest_ago_goes_first() {
 }
 
 #[test]
-fn pinned_leased_and_arriving_content_stays() {
+fn pinned_leased_held_and_arriving_content_stays() {
     let dir = tempdir();
-    let store = small_store(&dir, 5 << 20);
+    let store = small_store(&dir, 6 << 20);
+    let mut hold = store.hold();
+    let wanted = noise(1 << 20, 4);
+    hold.add(BlobId::of(&wanted));
+    let wanted = cache_blob(&store, &wanted);
     let pinned = put_blob(&store, &noise(1 << 20, 1));
     let leased = cache_blob(&store, &noise(1 << 20, 2));
     let lease = store.serve(&leased, What::Blob, 0..10).expect("here");
@@ -75,13 +79,16 @@ fn pinned_leased_and_arriving_content_stays() {
     for n in 10..16 {
         cache_blob(&store, &noise(1 << 20, n));
     }
-    assert!(store.has(&pinned).expect("index") && store.has(&leased).expect("index"));
+    for id in [&pinned, &leased, &wanted] {
+        assert!(store.has(id).expect("index"));
+    }
     assert_eq!(store.staging(&staging.id()).expect("there").remaining(), 2);
-    drop(lease);
+    drop((lease, hold));
     for n in 20..26 {
         cache_blob(&store, &noise(1 << 20, n));
     }
     assert!(!store.has(&leased).expect("index"), "nobody reads it any more");
+    assert!(!store.has(&wanted).expect("index"), "nobody waits for it any more");
     assert!(store.has(&pinned).expect("index"));
 }
 
