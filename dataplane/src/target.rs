@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use velo_fabric::pool::Buffer;
 use velo_object::{BlobId, Expected, Outboard, Verified};
 use velo_socket::Error;
-use velo_store::{StageKind, Staging, Store};
+use velo_store::{StageKind, Staging, Store, StoreError};
 
 use crate::error::store_error;
 
@@ -27,6 +27,8 @@ enum Place {
         sink: Option<File>,
     },
     Here(Arc<Staging>),
+    /// Its sink is its owner's again.
+    Ended,
 }
 
 impl Target {
@@ -61,8 +63,23 @@ impl Target {
     pub(crate) fn staging(&self) -> Option<Arc<Staging>> {
         match &*self.place.lock().unwrap_or_else(PoisonError::into_inner) {
             Place::Here(staging) => Some(staging.clone()),
-            Place::Later { .. } => None,
+            Place::Later { .. } | Place::Ended => None,
         }
+    }
+
+    /// Nobody wants it any more: what goes into a sink goes there no longer, so that another transfer may. What goes into the store
+    /// is left for the next job.
+    pub(crate) fn let_go(&self) {
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*place {
+            Place::Later { sink: Some(_), .. } => {}
+            Place::Here(staging) if staging.is_sink() => {
+                // It deletes nothing of a sink, so nothing can fail.
+                let _ = staging.abandon();
+            }
+            _ => return,
+        }
+        *place = Place::Ended;
     }
 
     /// Stores a piece. False where it was there already.
@@ -81,7 +98,7 @@ impl Target {
         }
         match &*place {
             Place::Here(staging) => Ok(staging.clone()),
-            Place::Later { .. } => unreachable!("made above"),
+            Place::Later { .. } | Place::Ended => Err(store_error(&StoreError::Ended(self.blob))),
         }
     }
 }

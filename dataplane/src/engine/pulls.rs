@@ -14,6 +14,7 @@ use super::job::Job;
 use super::task::{Done, Named, Opened, Task};
 use super::want::{Later, Stage, Want};
 use crate::metrics::add;
+use crate::target::Target;
 
 /// Blobs that are received at the same time.
 const ACTIVE_MAX: usize = 128;
@@ -121,6 +122,16 @@ impl Engine {
             Done::Table { jobs, result } => self.table_read(now, jobs, result),
             Done::Haves { node, haves } => self.haves_found(node, haves),
         }
+    }
+
+    /// A blob is received under an outboard from now on; some pieces of it may be there.
+    pub(super) fn resume(&mut self, now: u64, blob: BlobId, target: &Target) {
+        let Some(staging) = target.staging() else { return };
+        let have = staging.have();
+        add(&self.shared.metrics.counters.pieces_resumed_total, have.count());
+        let pieces = velo_object::Pieces::new(staging.size_bytes());
+        self.account(now, blob, None, have.iter().map(|index| pieces.len(index)).sum());
+        have.iter().for_each(|index| self.planner.handle_verified(now, &blob, index));
     }
 
     fn opened(&mut self, now: u64, serial: u64, blob: BlobId, opened: Result<Opened, Error>) {
@@ -366,6 +377,7 @@ impl Engine {
                 && let Some(want) = self.wants.remove(&blob)
             {
                 self.drop_blob(now, blob);
+                want.target.iter().chain(&want.whole).for_each(|target| target.let_go());
                 self.want_again(blob, want.kind, want.trusted_bytes, want.later);
             }
         }

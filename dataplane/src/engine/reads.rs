@@ -245,6 +245,7 @@ impl Engine {
     ) {
         let Some(Ask { what: Asked::Outboard { serial, .. }, .. }) = self.asks.remove(&tag) else { return };
         if self.wants.get(&blob).is_none_or(|want| want.serial != serial) {
+            result.into_iter().for_each(|target| target.let_go());
             return;
         }
         match result {
@@ -256,9 +257,10 @@ impl Engine {
                     velo_object::Expected::Piece(outboard, _) => outboard.size_bytes(),
                     velo_object::Expected::Whole(_) => 0,
                 };
-                want.target = Some(target);
+                want.target = Some(Arc::clone(&target));
                 self.set_size(blob, size_bytes);
                 self.planner.handle_outboard(now, tag);
+                self.resume(now, blob, &target);
                 self.announce(&blob);
             }
             Err(OutboardFault::Bad) => {

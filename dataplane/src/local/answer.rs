@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use velo_object::{BlobId, ObjectId};
 use velo_socket::{
-    BlobStat, Connection, Error, ErrorCode, FrameError, PROTOCOL_VERSION, Request, Response, SessionStatus,
-    Status,
+    BlobStat, Connection, Error, ErrorCode, FrameError, JobId, PROTOCOL_VERSION, Request, Response,
+    SessionStatus, Status,
 };
 
 pub(super) use crate::error::store_error;
@@ -24,6 +24,8 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const RESOLVED: usize = 16;
 /// Entries of one list or scan.
 const LISTED: usize = 10_000;
+/// Jobs of one connection that are remembered before those that have ended are forgotten.
+const SUNK: usize = 256;
 /// Ids of one stat.
 const STATED: usize = 100_000;
 
@@ -54,6 +56,7 @@ pub(super) fn connection(context: &Context, mut connection: Connection, who: Cre
     };
     tracing::debug!(%client, pid = who.pid, uid = who.uid, "local connection");
     let mut puts = Puts::default();
+    let mut sunk = Sunk { context, jobs: Vec::new() };
     loop {
         let (request, fds) = match connection.receive_request(None) {
             Ok(received) => received,
@@ -72,7 +75,7 @@ pub(super) fn connection(context: &Context, mut connection: Connection, who: Cre
             Request::Watch { job, every_ms } => stream::watch(context, &mut connection, job, every_ms),
             Request::Verify => stream::verify(context, &mut connection),
             request => {
-                let answer = answer(context, &connection, &mut puts, request, fds);
+                let answer = answer(context, &connection, &mut puts, &mut sunk, request, fds);
                 let (response, file) = answer.unwrap_or_else(|failure| (Response::Error(failure), None));
                 send(&mut connection, &response, file.as_ref())
             }
@@ -80,6 +83,29 @@ pub(super) fn connection(context: &Context, mut connection: Connection, who: Cre
         if sent.is_err() {
             return;
         }
+    }
+}
+
+/// The jobs of one connection that receive into its caller's files: when he goes away, nobody is left who would give them their names.
+struct Sunk<'a> {
+    context: &'a Context,
+    jobs: Vec<JobId>,
+}
+
+impl Sunk<'_> {
+    fn add(&mut self, job: JobId) {
+        if self.jobs.len() >= SUNK {
+            let running = self.context.engine.jobs();
+            self.jobs.retain(|job| running.iter().any(|status| status.job == *job));
+        }
+        self.jobs.push(job);
+    }
+}
+
+impl Drop for Sunk<'_> {
+    fn drop(&mut self) {
+        // One that has ended is none that could be cancelled.
+        self.jobs.iter().for_each(|job| drop(self.context.engine.cancel(*job)));
     }
 }
 
@@ -101,6 +127,7 @@ fn answer(
     context: &Context,
     connection: &Connection,
     puts: &mut Puts,
+    sunk: &mut Sunk<'_>,
     request: Request,
     fds: Vec<OwnedFd>,
 ) -> Answer {
@@ -147,9 +174,14 @@ fn answer(
             stream::wait(context, connection, blob, range, timeout_ms)?
         }
         Request::Pull { roots, tables_only, sources, priority, sinks, sizes } => {
-            let sinks = sinks.into_iter().zip(fds.into_iter().map(File::from)).collect();
+            let sinks: Vec<_> = sinks.into_iter().zip(fds.into_iter().map(File::from)).collect();
+            let into_sinks = !sinks.is_empty();
             let pull = PullRequest { roots, tables_only, sources, priority, sinks, sizes };
-            Response::Job(context.engine.pull(pull)?)
+            let job = context.engine.pull(pull)?;
+            if into_sinks {
+                sunk.add(job);
+            }
+            Response::Job(job)
         }
         Request::AddSources { job, sources } => {
             context.engine.add_sources(job, sources)?;

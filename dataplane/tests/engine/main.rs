@@ -320,3 +320,35 @@ fn a_blob_goes_straight_into_a_sink_and_is_not_kept() {
     assert!(!b.store.has(&blob).expect("asked"));
     assert!(!b.store.has(&small_blob).expect("asked"));
 }
+
+#[test]
+fn a_sink_that_is_let_go_is_filled_by_the_next_job_without_fetching_a_piece_twice() {
+    let hub = Hub::default();
+    let (a, b) = (Node::start(&hub, 1), Node::start(&hub, 2));
+    let bytes = content(14, 40 * MIB + 9);
+    let blob = a.put(&bytes);
+    let slow = Liar::start(&hub, 9, &bytes, Lie::Slow(Duration::from_millis(10)));
+    let file = tempfile::tempfile().expect("a file");
+    let pull = |source: &NodeId| {
+        let request = velod::engine::PullRequest {
+            roots: vec![ObjectId { kind: ObjectKind::Blob, blob }],
+            sources: vec![*source],
+            sinks: vec![(blob, file.try_clone().expect("dup"))],
+            sizes: vec![Some(bytes.len() as u64)],
+            ..velod::engine::PullRequest::default()
+        };
+        b.handle().pull(request).expect("a job")
+    };
+    let job = pull(&slow.id);
+    b.wait_for(job, |status| status.done_bytes > 5 * MIB as u64);
+    b.handle().cancel(job).expect("it runs");
+    b.wait_for(job, |status| status.state == JobState::Cancelled);
+    let status = b.complete(pull(&a.id));
+    assert!(b.counter("pieces_resumed_total") >= 5);
+    assert_eq!(b.counter("pieces_refetched_total"), 0);
+    assert!(status.received_bytes < bytes.len() as u64 - 4 * MIB as u64, "{status:?}");
+    assert_eq!(status.done_bytes, bytes.len() as u64);
+    let mut found = vec![0; bytes.len()];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut found, 0).expect("all of it");
+    assert!(found == bytes);
+}

@@ -91,6 +91,23 @@ fn a_sink_receives_and_nothing_is_kept() {
 }
 
 #[test]
+fn a_job_into_a_sink_ends_with_its_caller() {
+    let (a, b) = pair(&Authority::new());
+    drop(a);
+    let missing = ObjectId { kind: ObjectKind::Blob, blob: BlobId::of(b"nobody has it") };
+    let sink = file(b"");
+    let mut caller = b.client();
+    let sinks = vec![(missing.blob, sink.as_fd())];
+    let job = caller.pull(Pull { roots: vec![missing], sinks, ..Pull::default() }).expect("a job");
+    let kept = caller.pull(Pull { roots: vec![missing], ..Pull::default() }).expect("a job");
+    drop(caller);
+    let mut client = b.client();
+    assert_eq!(ended(&mut client, job).state, JobState::Cancelled);
+    let kept = client.jobs().expect("jobs").into_iter().find(|status| status.job == kept).expect("there");
+    assert!(matches!(kept.state, JobState::Running | JobState::Waiting), "{kept:?}");
+}
+
+#[test]
 fn waits_end_with_time_with_the_caller_and_with_velod() {
     let (a, b) = pair(&Authority::new());
     drop(a);
