@@ -219,9 +219,13 @@ fn ask(address: &str, token: &Token, request: &JoinRequest) -> Result<Joined, Jo
     let config = client_config(token.cluster).map_err(|error| answer(error.to_string()))?;
     let mut tls = ClientConnection::new(config, name).map_err(|error| answer(error.to_string()))?;
     while tls.is_handshaking() {
-        tls.complete_io(&mut tcp).map_err(|error| match error.get_ref() {
-            Some(inner) if inner.is::<rustls::Error>() => stranger(&error),
-            _ => unreachable(error),
+        let of_tls = |error: &io::Error| error.get_ref().and_then(|inner| inner.downcast_ref().cloned());
+        tls.complete_io(&mut tcp).map_err(|error| match of_tls(&error) {
+            Some(rustls::Error::InvalidCertificate(_)) => stranger(&error),
+            Some(error) => {
+                answer(format!("{error}; give the address on which a velod listens (`net.listen`)"))
+            }
+            None => unreachable(error),
         })?;
     }
     let mut stream = StreamOwned::new(tls, tcp);

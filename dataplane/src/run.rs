@@ -82,8 +82,9 @@ fn open_store(config: &Config) -> anyhow::Result<Store> {
         },
         threads: 0,
     };
+    let new = !options.dir.join("index").exists();
     let (store, recovery) = Store::open(options)?;
-    if !recovery.clean {
+    if !recovery.clean && !new {
         tracing::warn!(
             files = recovery.files,
             resumable = recovery.resumable,

@@ -315,9 +315,20 @@ async fn transmit(
         });
         match written.await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return format!("the connection failed: {error}"),
+            Ok(Err(error)) => return failed(&error),
             Err(_) => return "it does not read what it is sent".to_owned(),
         }
+    }
+}
+
+/// What an error of the connection means.
+fn failed(error: &std::io::Error) -> String {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+            "it went away without a word: its velod was killed, or the network failed".to_owned()
+        }
+        _ => format!("the connection failed: {error}"),
     }
 }
 
@@ -329,12 +340,12 @@ async fn receive(shared: &Arc<Shared>, session: &Arc<Session>, reader: ReadHalf<
         match timeout(SILENCE, reader.fill_buf()).await {
             Ok(Ok([])) => return "it closed the connection".to_owned(),
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => return format!("the connection failed: {error}"),
+            Ok(Err(error)) => return failed(&error),
             Err(_) => return format!("it said nothing for {} s", SILENCE.as_secs()),
         }
         let frame = match timeout(WRITE_TIMEOUT, read_frame(&mut reader, MAX_FRAME_BYTES)).await {
             Ok(Ok(frame)) => frame,
-            Ok(Err(error)) => return format!("the connection failed: {error}"),
+            Ok(Err(error)) => return failed(&error),
             Err(_) => return "it stopped in the middle of a message".to_owned(),
         };
         let sent = match frame {
