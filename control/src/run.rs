@@ -1,10 +1,11 @@
 //! The daemon: waits for velod, starts what a control plane consists of, and stops it cleanly.
 
-use std::io::IsTerminal as _;
+use std::fs::File;
+use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::net::{TcpListener, UdpSocket};
@@ -26,6 +27,8 @@ use crate::now_ms;
 use crate::origin::Origin;
 use crate::velod::{Socket, Velod, VelodError};
 
+/// velod starts at the same time; its absence is worth a word only after this.
+const QUIET: Duration = Duration::from_secs(3);
 /// How long open requests may go on after a signal to stop.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -95,6 +98,7 @@ async fn serve(config: Config, stopped: watch::Receiver<bool>) -> anyhow::Result
         _ = stop.wait_for(|&stop| stop) => return Ok(()),
     };
     let velod = Velod::new(socket);
+    let _alone = alone(&files)?;
 
     let seeds = seeds(&files);
     let gossip_socket = UdpSocket::bind(config.gossip.listen)
@@ -163,9 +167,30 @@ async fn serve(config: Config, stopped: watch::Receiver<bool>) -> anyhow::Result
     Ok(())
 }
 
+/// Makes sure that no other velo-control runs on this data directory, for as long as the file is open.
+fn alone(files: &Paths) -> anyhow::Result<File> {
+    use rustix::fs::{FlockOperation, flock};
+    let path = files.run_dir().join("control.lock");
+    let context = || format!("cannot use {}", path.display());
+    let mut options = File::options();
+    let mut file =
+        options.read(true).write(true).create(true).truncate(false).open(&path).with_context(context)?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut pid = String::new();
+        let _ = (&file).take(16).read_to_string(&mut pid);
+        anyhow::bail!(
+            "{} is in use by velo-control, process {}: stop that one, or choose another data directory",
+            files.data_dir().display(),
+            pid.trim()
+        );
+    }
+    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).with_context(context)?;
+    Ok(file)
+}
+
 /// Waits until velod answers, and gives the addresses that it listens on.
 async fn wait_for_velod(socket: &Socket, ready: &Path, own: NodeId) -> anyhow::Result<Vec<SocketAddr>> {
-    let mut said = false;
+    let (mut said, began) = (false, Instant::now());
     loop {
         match socket.hello().await {
             Ok(node) if node != own => {
@@ -177,7 +202,7 @@ async fn wait_for_velod(socket: &Socket, ready: &Path, own: NodeId) -> anyhow::R
                 }
             }
             Err(VelodError::Refused(error)) => return Err(error.into()),
-            Err(error) if !said => {
+            Err(error) if !said && began.elapsed() > QUIET => {
                 said = true;
                 tracing::info!(%error, "waiting for velod");
             }
@@ -254,7 +279,13 @@ impl Control {
                     roster.set_liveness(node, liveness);
                     roster.get(&node).is_some()
                 };
-                tracing::info!(node = %node.short(), name = self.name_of(&node), ?liveness, "a member");
+                let name = Some(self.name_of(&node)).filter(|name| !name.is_empty());
+                let state = match liveness {
+                    Liveness::Alive => "alive",
+                    Liveness::Down => "down",
+                    Liveness::Unknown => "not heard",
+                };
+                tracing::info!(node = %node.short(), name, "a member is {state}");
                 if liveness == Liveness::Alive && !known {
                     self.sync_wanted.notify_one();
                 }
