@@ -7,11 +7,14 @@ use std::path::Path;
 
 use super::AuthorityError;
 
-/// Reads a file of at most 1 MiB.
+/// The largest file, in bytes.
+pub(super) const MOST_BYTES: u64 = 1 << 20;
+
+/// Reads a file of at most [`MOST_BYTES`].
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, AuthorityError> {
     let error = |source| AuthorityError::Io { path: path.to_owned(), source };
     let bytes = fs::metadata(path).map_err(error)?.len();
-    if bytes > 1 << 20 {
+    if bytes > MOST_BYTES {
         return Err(AuthorityError::Malformed {
             what: path.display().to_string(),
             why: format!("it has {bytes} bytes"),
