@@ -134,6 +134,7 @@ impl Control {
                 }
                 self.holdings(&ids).await.map(Reply::Have).map_err(|error| error.to_string())
             }
+            Ask::Trees(ids) => Ok(Reply::Trees(self.tree_holdings(&ids).await)),
             Ask::Resolve(prefix) => {
                 self.known_ids(&prefix).await.map(Reply::Ids).map_err(|error| error.to_string())
             }

@@ -82,6 +82,9 @@ pub struct StatusView {
     pub http: String,
     /// Where gossip listens.
     pub gossip: String,
+    /// Whether an origin is configured here.
+    #[serde(default)]
+    pub origin: bool,
     /// Whether velod answers.
     pub velod_connected: bool,
     /// velod's counters, as the socket gives them.
@@ -225,7 +228,7 @@ pub struct Holders {
     pub origin: Option<bool>,
 }
 
-/// A member that has all or part of a blob.
+/// A member that has all or part of something.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Holder {
     /// The member.
@@ -238,11 +241,17 @@ pub struct Holder {
     pub complete: bool,
     /// Whether a job there is getting it now.
     pub pulling: bool,
-    /// Pieces it has.
+    /// Pieces it has; of a tree, those of its table.
     pub pieces: u64,
-    /// The blob's size, if it knows it.
+    /// The blob's size, if it knows it; of a tree, that of its table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
+    /// Of a tree: the packs and large files that it names and that are complete there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blobs_complete: Option<u64>,
+    /// Of a tree: the packs and large files that it names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blobs_total: Option<u64>,
 }
 
 /// To `POST /v1/pull`.

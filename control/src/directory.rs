@@ -11,13 +11,17 @@ use velo_object::{BlobId, IdPrefix, NodeId, ObjectId, ObjectKind};
 use velo_socket::{BlobStat, JobState};
 
 use crate::node::Control;
-use crate::rpc::{Ask, Holding, MAX_IDS, Reply};
+use crate::origin;
+use crate::rpc::{Ask, Holding, MAX_IDS, MAX_TREES, Reply, TreeHolding};
 use crate::velod::VelodError;
 
 /// Members that are asked at once.
 const AT_ONCE: usize = 32;
 /// How long a member may take to say what it has.
 pub(crate) const ASK_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// The largest table that is read to say how much of its tree is here, in bytes.
+const COUNTED_TABLE_BYTES: u64 = 64 << 20;
 
 /// What one member answered; none: it did not.
 pub(crate) type Answered = (NodeId, Option<Vec<Option<Holding>>>);
@@ -94,6 +98,51 @@ impl Control {
             });
         }
         receiver
+    }
+
+    /// How much of these trees is here.
+    pub(crate) async fn tree_holdings(&self, trees: &[BlobId]) -> Vec<Option<TreeHolding>> {
+        let mut holdings = Vec::with_capacity(trees.len());
+        for tree in trees {
+            holdings.push(self.tree_holding(*tree).await);
+        }
+        holdings
+    }
+
+    /// None where its table is not here, is too large to be counted, or is no table.
+    async fn tree_holding(&self, tree: BlobId) -> Option<TreeHolding> {
+        let table = origin::read(&self.velod, tree, COUNTED_TABLE_BYTES).await.ok()?;
+        let parts = origin::parts(tree, table).ok()?;
+        let mut complete = 0;
+        for some in parts.chunks(MAX_IDS) {
+            let stats = self.velod.stat(some.to_vec()).await.ok()?;
+            complete += stats.iter().flatten().filter(|stat| stat.complete).count() as u64;
+        }
+        Some(TreeHolding { complete, total: parts.len() as u64 })
+    }
+
+    /// How much of these trees is on which member, this one included.
+    pub(crate) async fn ask_trees(
+        self: &Arc<Self>,
+        trees: &[BlobId],
+    ) -> BTreeMap<(NodeId, BlobId), TreeHolding> {
+        let mut found = BTreeMap::new();
+        for some in trees.chunks(MAX_TREES) {
+            let mut note = |node: NodeId, holdings: Vec<Option<TreeHolding>>| {
+                let both = some.iter().zip(holdings);
+                found.extend(both.filter_map(|(tree, holding)| Some(((node, *tree), holding?))));
+            };
+            let asks = self.reachable().into_iter().map(|node| async move {
+                (node, self.ask(node, &Ask::Trees(some.to_vec()), ASK_TIMEOUT).await)
+            });
+            for (node, reply) in futures_util::future::join_all(asks).await {
+                if let Ok(Reply::Trees(holdings)) = reply {
+                    note(node, holdings);
+                }
+            }
+            note(self.node, self.tree_holdings(some).await);
+        }
+        found
     }
 
     /// The whole id that begins so, with its kind: from this node's store and names, else from all members'.

@@ -278,7 +278,7 @@ impl Moved {
 }
 
 /// The blobs that a tree names.
-fn parts(id: BlobId, table: Vec<u8>) -> Result<Vec<BlobId>, OriginError> {
+pub(crate) fn parts(id: BlobId, table: Vec<u8>) -> Result<Vec<BlobId>, OriginError> {
     let tree = Tree::parse(table).map_err(|error| OriginError::Tree { id, why: error.to_string() })?;
     Ok(tree.packs().chain(tree.blobs()).map(|named| named.blob).collect())
 }

@@ -15,6 +15,8 @@ const VERSION: u8 = 1;
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// The most ids in one question.
 pub const MAX_IDS: usize = 4096;
+/// The most trees in one question.
+pub const MAX_TREES: usize = 16;
 /// The most names in one page of digests.
 pub const PAGE_NAMES: usize = 1000;
 /// The most records that one message pushes.
@@ -52,6 +54,8 @@ pub enum Ask {
         /// A signing request with the caller's key, in DER.
         request: Vec<u8>,
     },
+    /// How much of these trees the callee has. [`Reply::Trees`].
+    Trees(Vec<BlobId>),
 }
 
 /// What a node knows, in few bytes.
@@ -93,6 +97,15 @@ pub struct Holding {
     pub pulling: bool,
 }
 
+/// How much of a tree is somewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeHolding {
+    /// The packs and large files that it names and that are complete.
+    pub complete: u64,
+    /// All that it names.
+    pub total: u64,
+}
+
 /// An answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Reply {
@@ -126,6 +139,8 @@ pub enum Reply {
     Ids(Vec<(BlobId, Option<ObjectId>)>),
     /// A certificate in DER.
     Certificate(Vec<u8>),
+    /// One for each tree; none where its table is not there.
+    Trees(Vec<Option<TreeHolding>>),
 }
 
 /// Why a message is not understood.
@@ -169,6 +184,7 @@ impl Ask {
             Self::Push(news) => news.len() <= MAX_RECORDS,
             Self::Have { ids, .. } => ids.len() <= MAX_IDS,
             Self::Renew { request } => request.len() <= 16 << 10,
+            Self::Trees(ids) => ids.len() <= MAX_TREES,
             Self::ChangeRef(_) | Self::Resolve(_) => true,
         }
     }

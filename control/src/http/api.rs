@@ -121,6 +121,7 @@ pub(super) async fn status(State(app): State<App>) -> Answer<StatusView> {
         refs: control.refs().iter_live().count() as u64,
         http: app.addresses.http.to_string(),
         gossip: app.addresses.gossip.to_string(),
+        origin: control.origin.is_some(),
         velod_connected: connected,
         counters: velod.counters,
         gauges: velod.gauges,

@@ -11,7 +11,7 @@ use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
-use velo_object::{BlobId, NodeId, ObjectId};
+use velo_object::{BlobId, NodeId, ObjectId, ObjectKind};
 use velo_socket::{JobState, JobStatus};
 
 use super::api::{Answer, Body, Query, meaning};
@@ -43,19 +43,27 @@ pub(super) async fn whereabouts(
     }
     let silent: Vec<String> =
         answers.iter().filter(|(_, holdings)| holdings.is_none()).map(|(node, _)| node.to_hex()).collect();
+    let trees: Vec<BlobId> = ids.iter().filter(|id| id.kind == ObjectKind::Tree).map(|id| id.blob).collect();
+    let trees = control.ask_trees(&trees).await;
     let mut found = Vec::with_capacity(ids.len());
     for (at, id) in ids.iter().enumerate() {
         let holders = answers.iter().filter_map(|(node, holdings)| {
             let holding = holdings.as_ref()?.get(at)?.as_ref()?;
             let zone = control.roster().get(node).map(|entry| entry.member.record.zone.clone());
+            let parts = trees.get(&(*node, id.blob));
+            // A tree is more than its table.
+            let whole =
+                id.kind == ObjectKind::Blob || parts.is_some_and(|parts| parts.complete == parts.total);
             Some(Holder {
                 node: node.to_hex(),
                 name: control.name_of(node),
                 zone: zone.unwrap_or_default(),
-                complete: holding.complete,
+                complete: holding.complete && whole,
                 pulling: holding.pulling,
                 pieces: holding.pieces,
                 size_bytes: holding.size_bytes,
+                blobs_complete: parts.map(|parts| parts.complete),
+                blobs_total: parts.map(|parts| parts.total),
             })
         });
         let holders = holders.collect();

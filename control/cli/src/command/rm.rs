@@ -3,7 +3,10 @@
 use serde::Serialize;
 use serde_json::json;
 use velo_control::client::{Holders, RefView};
+use velo_object::ObjectId;
+use velo_socket::{ClientError, ErrorCode};
 
+use crate::exit::Failure;
 use crate::node::Node;
 use crate::output;
 
@@ -23,6 +26,8 @@ struct Removed {
     blobs: u64,
     bytes: u64,
     kept_blobs: u64,
+    #[serde(skip)]
+    asked: bool,
     other_holders: Vec<String>,
     names: Vec<String>,
 }
@@ -41,26 +46,42 @@ impl Rm {
             let ask = |path, query| control.as_ref().and_then(|control| control.get(path, query).ok());
             let elsewhere: Option<Vec<Holders>> = ask("/v1/where", &[("id", text.as_str())]);
             let refs: Option<Vec<RefView>> = control.as_ref().and_then(|c| c.get("/v1/refs", &[]).ok());
-            let (blobs, bytes, kept_blobs) = velod.remove(id)?;
             let holders = elsewhere.iter().flatten().flat_map(|found| &found.holders);
-            let others = holders.filter(|holder| holder.node != own && holder.complete);
+            let others: Vec<String> = holders
+                .filter(|holder| holder.node != own && holder.complete)
+                .map(|holder| holder.name.clone())
+                .collect();
+            let (blobs, bytes, kept_blobs) = match velod.remove(id) {
+                Err(ClientError::Velod(error)) if error.code == ErrorCode::NotFound => {
+                    return Err(Failure::not_found(absent(&id, &others)));
+                }
+                done => done?,
+            };
             removed.push(Removed {
                 blobs,
                 bytes,
                 kept_blobs,
-                other_holders: others.map(|holder| holder.name.clone()).collect(),
+                asked: elsewhere.is_some(),
+                other_holders: others,
                 names: refs.into_iter().flatten().filter(|view| view.id == text).map(|v| v.name).collect(),
                 id: text,
             });
         }
         node.output.answer(&json!({ "ok": true, "removed": removed }), || {
-            removed.iter().map(|one| one.text(control.is_some())).collect()
+            removed.iter().map(Removed::text).collect()
         })
     }
 }
 
+fn absent(id: &ObjectId, others: &[String]) -> String {
+    match others {
+        [] => format!("{id} is not on this node"),
+        some => format!("{id} is not on this node: it is on {}", some.join(", ")),
+    }
+}
+
 impl Removed {
-    fn text(&self, asked: bool) -> String {
+    fn text(&self) -> String {
         let (blobs, bytes) = (output::count(self.blobs, "blob"), output::bytes(self.bytes));
         let mut text = format!("removed {} from this node: {blobs}, {bytes} freed\n", self.id);
         if self.kept_blobs > 0 {
@@ -71,8 +92,8 @@ impl Removed {
             text.push_str(&format!("  the name {name} still means it (`velo ref rm {name}`)\n"));
         }
         match self.other_holders.as_slice() {
-            [] if asked => text.push_str("  no other member that answered has all of it\n"),
-            [] => {}
+            [] if self.asked => text.push_str("  no other member that answered has all of it\n"),
+            [] => text.push_str("  velo-control did not say which other members have it\n"),
             some => text.push_str(&format!("  still complete on: {}\n", some.join(", "))),
         }
         text

@@ -82,10 +82,12 @@ impl Known {
             tree = Some(table);
         }
         // Without control there is still what is here.
-        let elsewhere = match node.control() {
-            Ok(control) => Some(control.get("/v1/where", &[("id", &id.to_string())])?),
-            Err(_) => None,
-        };
+        let ask = |control: crate::control::Control| control.get("/v1/where", &[("id", &id.to_string())]);
+        let elsewhere = node.control().and_then(ask);
+        if let Err(error) = &elsewhere {
+            node.output.warn(format!("{error:#}; nothing is known of other nodes"));
+        }
+        let elsewhere = elsewhere.ok();
         Ok(Self { id, here, complete, pinned, tree, elsewhere })
     }
 
@@ -119,10 +121,15 @@ impl Known {
             ));
         }
         for holder in self.holders() {
+            let some = match (self.id.kind, holder.blobs_complete, holder.blobs_total) {
+                (ObjectKind::Tree, Some(complete), Some(total)) => format!("{complete} of {total} blobs"),
+                (ObjectKind::Tree, ..) => "only its table".to_owned(),
+                (ObjectKind::Blob, ..) => output::count(holder.pieces, "piece"),
+            };
             let state = match (holder.complete, holder.pulling) {
                 (true, _) => "complete".to_owned(),
-                (false, true) => format!("{}, arriving", output::count(holder.pieces, "piece")),
-                (false, false) => output::count(holder.pieces, "piece"),
+                (false, true) => format!("{some}, arriving"),
+                (false, false) => some,
             };
             text.push_str(&format!(
                 "  {} ({}, {}): {state}\n",
@@ -130,9 +137,6 @@ impl Known {
                 short(&holder.node),
                 holder.zone
             ));
-        }
-        if self.elsewhere.is_none() {
-            text.push_str("  velo-control does not run, so nothing is known of other nodes\n");
         }
         text
     }
