@@ -71,6 +71,14 @@ impl Client {
         self.timeout = timeout;
     }
 
+    /// Another handle on the connection. Whoever shuts it down ends a wait for an answer on another thread.
+    ///
+    /// # Errors
+    /// Where no descriptor is left.
+    pub fn handle(&self) -> std::io::Result<UnixStream> {
+        self.connection.stream().try_clone()
+    }
+
     /// velod's node.
     pub fn node(&self) -> NodeId {
         self.node

@@ -3,9 +3,12 @@
 
 mod walk;
 
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::fs::FileType;
@@ -21,6 +24,8 @@ use walk::{Found, Kind, Root, Stamp};
 const BATCH_FILES: usize = velo_socket::MAX_DESCRIPTORS;
 /// A message ends with the file that reaches this many bytes, so that progress is seen.
 const BATCH_BYTES: u64 = 256 << 20;
+/// How soon an interrupt is noticed.
+const TICK: Duration = Duration::from_millis(50);
 /// The most links in one message; their targets are at most 4 KiB each.
 const BATCH_LINKS: usize = 1024;
 
@@ -46,6 +51,35 @@ pub fn put(
     progress: &mut Progress,
 ) -> anyhow::Result<Summary> {
     let metadata = std::fs::metadata(path).with_context(|| format!("cannot put {}", path.display()))?;
+    let handle = velod.handle().context("no descriptor is left")?;
+    let (ended, end) = std::sync::mpsc::channel::<()>();
+    let result = std::thread::scope(|scope| {
+        // velod answers when it has read the whole of a batch. The end of the connection ends the put at once: what is not committed goes.
+        scope.spawn(move || {
+            while end.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                if interrupt.is_set() {
+                    let _ = handle.shutdown(Shutdown::Both);
+                    return;
+                }
+            }
+        });
+        let _ended = ended;
+        whole(velod, path, &metadata, mtimes, interrupt, progress)
+    });
+    if result.is_err() {
+        interrupt.check()?;
+    }
+    result
+}
+
+fn whole(
+    velod: &mut Client,
+    path: &Path,
+    metadata: &Metadata,
+    mtimes: bool,
+    interrupt: &Interrupt,
+    progress: &mut Progress,
+) -> anyhow::Result<Summary> {
     if metadata.is_dir() {
         return Directory {
             root: Root::open(path)?,
