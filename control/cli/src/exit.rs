@@ -103,6 +103,9 @@ pub fn status(error: &anyhow::Error) -> u8 {
             Some(error) if error.is_disconnected() => return UNREACHABLE,
             _ => {}
         }
+        if matches!(cause.downcast_ref(), Some(velod::JoinError::Unreachable { .. })) {
+            return UNREACHABLE;
+        }
         if cause.is::<velo_object::TreeError>() {
             return INTEGRITY;
         }

@@ -136,12 +136,16 @@ impl Daemon {
     }
 
     fn start(&mut self, node: &Node) -> anyhow::Result<()> {
-        // What a former process left would look like readiness if ids of processes were used again.
-        match std::fs::remove_file(&self.ready_file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot remove {}", self.ready_file.display()));
+        // What a former process left would look like readiness if ids of processes were used again. That of a living one is its own.
+        let alive = self.ready_pid().and_then(|pid| Pid::from_raw(pid as i32));
+        if alive.is_none_or(|pid| rustix::process::test_kill_process(pid).is_err()) {
+            match std::fs::remove_file(&self.ready_file) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error)
+                        .with_context(|| format!("cannot remove {}", self.ready_file.display()));
+                }
+                _ => {}
             }
-            _ => {}
         }
         let arguments: [OsString; 4] = [
             "daemon".into(),
@@ -166,11 +170,17 @@ impl Daemon {
     /// What it wrote when it became ready, if that was this very process.
     fn is_ready<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
         let pid = self.child.as_ref()?.id();
-        let value: serde_json::Value = serde_json::from_slice(&std::fs::read(&self.ready_file).ok()?).ok()?;
-        if value["pid"].as_u64() != Some(pid.into()) {
-            return None;
-        }
+        let value = self.ready().filter(|value| value["pid"].as_u64() == Some(pid.into()))?;
         serde_json::from_value(value).ok()
+    }
+
+    fn ready(&self) -> Option<serde_json::Value> {
+        serde_json::from_slice(&std::fs::read(&self.ready_file).ok()?).ok()
+    }
+
+    /// The process that says that it is ready.
+    fn ready_pid(&self) -> Option<u32> {
+        self.ready()?["pid"].as_u64()?.try_into().ok()
     }
 
     fn signal(&self, signal: Signal) {
@@ -185,6 +195,7 @@ fn stop(daemons: &mut [Daemon; 2]) {
     for daemon in daemons.iter_mut().rev() {
         daemon.signal(Signal::TERM);
         let Some(mut child) = daemon.child.take() else { continue };
+        let pid = child.id();
         let asked = Instant::now();
         loop {
             match child.try_wait() {
@@ -197,7 +208,10 @@ fn stop(daemons: &mut [Daemon; 2]) {
                 _ => break,
             }
         }
-        let _ = std::fs::remove_file(&daemon.ready_file);
+        // A killed one leaves it; that of another process is not ours.
+        if daemon.ready_pid() == Some(pid) {
+            let _ = std::fs::remove_file(&daemon.ready_file);
+        }
     }
 }
 

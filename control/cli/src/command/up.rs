@@ -1,6 +1,8 @@
 //! `velo up`: runs this node until it is interrupted.
 
+use anyhow::bail;
 use serde_json::json;
+use velo_socket::Client;
 
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
@@ -34,12 +36,25 @@ impl Up {
             }
         }
         supervise::check_identity(node)?;
+        if let Ok(velod) = Client::connect(&node.paths().socket()) {
+            let dir = node.data_dir().display();
+            bail!(
+                "the node in {dir} runs already (velod is process {}): stop it, or choose another data directory",
+                velod.pid()
+            );
+        }
         let interrupt = Interrupt::catch()?;
         supervise::run(node, &interrupt, |ready| announce(node, ready))
     }
 }
 
 fn join(node: &Node, address: &str, token: &velo_socket::join::Token) -> anyhow::Result<()> {
+    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+    if port.is_none_or(|port| port.parse::<u16>().is_err()) {
+        return Err(Failure::usage(format!(
+            "--join {address}: write HOST:PORT, where that node's velod listens"
+        )));
+    }
     let joined = velod::join(node.data_dir(), address, token)?;
     node.output.note(format!("joined cluster {} as {}", hex::encode(&token.cluster[..6]), joined.short()));
     Ok(())
