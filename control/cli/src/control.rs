@@ -106,7 +106,10 @@ impl Control {
         answer: Result<Response<Body>, ureq::Error>,
     ) -> anyhow::Result<T> {
         let mut answer = answer.map_err(|error| {
-            Failure::unreachable(format!("velo-control at {} does not answer: {error}", self.base))
+            Failure::unreachable(format!(
+                "velo-control at {} does not answer: {error}; `velo up` starts it again, or its log says why it cannot",
+                self.base
+            ))
         })?;
         let status = answer.status();
         let bytes = answer.body_mut().with_config().limit(ANSWER_BYTES).read_to_vec();

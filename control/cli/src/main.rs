@@ -41,6 +41,7 @@ struct Cli {
 
 /// What every command understands.
 #[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Options of every command")]
 struct Global {
     /// The configuration file [default: /etc/velo/velo.toml for root, else ~/.config/velo/velo.toml, if there]
     #[arg(long, global = true, value_name = "FILE", env = "VELO_CONFIG")]

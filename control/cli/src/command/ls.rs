@@ -59,10 +59,14 @@ struct Root {
 fn roots(node: &Node) -> anyhow::Result<()> {
     let mut velod = node.velod()?;
     let mut names: BTreeMap<ObjectId, Vec<String>> = BTreeMap::new();
-    if let Ok(control) = node.control() {
-        for view in control.get::<Vec<RefView>>("/v1/refs", &[])? {
-            names.entry(view.id.parse()?).or_default().push(view.name);
+    // Without control there is still what is here.
+    match node.control().and_then(|control| control.get::<Vec<RefView>>("/v1/refs", &[])) {
+        Ok(refs) => {
+            for view in refs {
+                names.entry(view.id.parse()?).or_default().push(view.name);
+            }
         }
+        Err(error) => node.output.warn(format!("{error:#}; names are not shown")),
     }
     let pins = velod.pins()?;
     let mut all: BTreeSet<ObjectId> = names.keys().copied().collect();

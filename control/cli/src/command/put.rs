@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::json;
-use velo_control::client::{OriginPut, OriginPutReply, RefPut, RefView};
+use velo_control::client::{OriginPut, OriginPutReply, RefPut, RefView, StatusView};
+use velo_control::refs::RefName;
 
 use crate::control::path_of;
+use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::node::Node;
 use crate::output;
@@ -37,6 +39,16 @@ impl Put {
         let mut velod = node.velod()?;
         // Whoever is needed afterwards is looked for before the work begins.
         let control = if self.name.is_some() || self.origin { Some(node.control()?) } else { None };
+        if let Some(name) = &self.name {
+            name.parse::<RefName>().map_err(|error| Failure::usage(error.to_string()))?;
+        }
+        if let (true, Some(control)) = (self.origin, &control)
+            && !control.get::<StatusView>("/v1/status", &[])?.origin
+        {
+            return Err(Failure::usage(
+                "no origin is configured: set `origin.url` to file:///… for this node",
+            ));
+        }
         let mut progress = Progress::begin(&node.output, "putting", 0);
         let done = put::put(&mut velod, &self.path, self.mtime, &interrupt, &mut progress)?;
         let seconds = begun.elapsed().as_secs_f64();

@@ -77,6 +77,9 @@ impl Refs {
 }
 
 fn list(refs: &[RefView]) -> String {
+    if refs.is_empty() {
+        return "no names: `velo put --name` and `velo ref set` make them".into();
+    }
     let row = |view: &RefView| {
         let (version, date) = (view.version.to_string(), output::date(view.updated_ms));
         vec![view.name.clone(), view.id.clone(), version, date, writer(view).to_owned()]

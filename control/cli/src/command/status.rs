@@ -18,9 +18,16 @@ pub struct Status {
 impl Status {
     /// Runs it.
     pub fn run(self, node: &Node) -> anyhow::Result<()> {
-        let control = node.control()?;
-        let status: StatusView = control.get("/v1/status", &[])?;
-        let jobs: Vec<JobView> = control.get("/v1/jobs", &[])?;
+        let asked = node.control().and_then(|control| Ok((control.get("/v1/status", &[])?, control)));
+        let (status, control): (StatusView, _) = asked.map_err(|error| match node.velod() {
+            Ok(velod) => {
+                error.context(format!("velod runs (process {}), but not all of the node", velod.pid()))
+            }
+            Err(_) => error,
+        })?;
+        // A velod that is down has no jobs to tell of.
+        let jobs: Vec<JobView> =
+            if status.velod_connected { control.get("/v1/jobs", &[])? } else { Vec::new() };
         let answer = json!({ "ok": status.velod_connected, "status": status, "jobs": jobs });
         node.output.answer(&answer, || self.text(node, &status, &jobs))
     }
@@ -42,6 +49,9 @@ impl Status {
         text.push_str(&format!("up        {up}, zone {}, velo {}\n", status.zone, status.version));
         text.push_str(&format!("http      http://{}   gossip {}\n", status.http, status.gossip));
         text.push_str(&format!("data      {}\n", node.data_dir().display()));
+        if status.origin {
+            text.push_str("origin    configured\n");
+        }
         text.push_str(&format!("cert      good until {} UTC\n", output::date(status.certificate_expires_ms)));
         if !status.velod_connected {
             text.push_str(

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use velo_object::tree::path_text;
 
 use crate::beneath;
+use crate::exit::Failure;
 
 /// A directory to write to.
 #[derive(Debug)]
@@ -28,6 +29,12 @@ impl Destination {
     /// Opens `path`, and makes it (and its parents) where it is not there.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let context = || format!("cannot use {} as a destination", path.display());
+        if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_dir()) {
+            return Err(Failure::usage(format!(
+                "{} is there and no directory: name another DEST",
+                path.display()
+            )));
+        }
         std::fs::create_dir_all(path).with_context(context)?;
         let root = Arc::new(rustix::fs::open(path, DIRECTORY, Mode::empty()).with_context(context)?);
         Ok(Self { path: path.to_owned(), last: (Vec::new(), Arc::clone(&root)), root })
@@ -40,7 +47,10 @@ impl Destination {
 
     /// How `path` in it is shown to the user.
     pub fn show(&self, path: &[u8]) -> String {
-        format!("{}/{}", self.path.display(), path_text(path))
+        if path.is_empty() {
+            return self.path.display().to_string();
+        }
+        self.path.join(path_text(path)).display().to_string()
     }
 
     /// Bytes that may still be written.
