@@ -14,7 +14,7 @@ use velo_object::NodeId;
 use velo_socket::Member;
 
 use crate::address::{self, Reach};
-use crate::authority::{Authority, AuthorityError, Revocations, Tokens};
+use crate::authority::{self, Authority, AuthorityError, Revocations, Tokens};
 use crate::identity::Identity;
 use crate::membership::{CheckedMember, Gossip, GossipKey, Keyring, MAX_ADDRESSES, MemberRecord, Roster};
 use crate::metrics::Metrics;
@@ -162,8 +162,7 @@ impl Control {
         if let Some((authority, _)) = &authority
             && keyring.epoch().is_none()
         {
-            // A backup that came back may meet a cluster with later epochs; the serial number tells how many there were.
-            let epoch = u32::try_from(revocations.serial()).unwrap_or(u32::MAX).saturating_add(1);
+            let epoch = authority::first_epoch(&files, revocations.serial(), now_ms());
             let key = authority.signer().sign(
                 &GossipKey::generate(cluster, epoch, revocations.serial()).map_err(StartError::Randomness)?,
             );

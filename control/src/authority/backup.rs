@@ -7,6 +7,7 @@
 use argon2::{Algorithm, Argon2, Params, Version};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
+use velo_socket::Member;
 
 use super::AuthorityError;
 
@@ -25,6 +26,8 @@ pub(super) struct Contents {
     pub(super) certificate: String,
     pub(super) tokens: Option<Vec<u8>>,
     pub(super) revoked: Option<Vec<u8>>,
+    /// Whom a machine that is new to the cluster can ask.
+    pub(super) members: Vec<Member>,
 }
 
 fn malformed(why: &str) -> AuthorityError {

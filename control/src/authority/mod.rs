@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use velo_config::Paths;
 use velo_object::NodeId;
+use velo_socket::Member;
+use velo_socket::join::SEEDS_FILE;
 
 mod backup;
 mod files;
@@ -19,6 +21,11 @@ pub use issue::{Authority, CERTIFICATE_LIFETIME, certificate_name, cluster_of};
 pub(crate) use issue::{pem, public_key, request, signed_by};
 pub use revocation::{RevocationList, Revocations, Revoked};
 pub use tokens::Tokens;
+
+/// In `authority/`: it came from a backup.
+const RESTORED: &str = "restored";
+/// From 1970 to the beginning of 2026.
+const SECONDS_TO_2026: u64 = 1_767_225_600;
 
 /// Why the authority could not do something.
 #[derive(Debug, thiserror::Error)]
@@ -112,11 +119,12 @@ fn own_identity(files: &Paths, authority: &Authority) -> Result<NodeId, Authorit
     Ok(NodeId::from_bytes(bytes))
 }
 
-/// An encrypted backup of the authority: its key, its certificate, its tokens and its last list of revocations.
+/// An encrypted backup of the authority: its key, its certificate, its tokens, its last list of revocations, and the members that a machine
+/// which is new to the cluster can ask.
 ///
 /// # Errors
 /// [`AuthorityError::Absent`], [`AuthorityError::Io`].
-pub fn export(data_dir: &Path, passphrase: &str) -> Result<Vec<u8>, AuthorityError> {
+pub fn export(data_dir: &Path, passphrase: &str, members: Vec<Member>) -> Result<Vec<u8>, AuthorityError> {
     let files = Paths::new(data_dir.to_owned());
     Authority::open(data_dir)?;
     let text =
@@ -127,6 +135,7 @@ pub fn export(data_dir: &Path, passphrase: &str) -> Result<Vec<u8>, AuthorityErr
         certificate: text(files.authority_certificate())?,
         tokens: optional(files.authority_tokens())?,
         revoked: optional(files.revoked())?,
+        members,
     };
     backup::seal(&contents, passphrase)
 }
@@ -150,10 +159,14 @@ pub fn import(data_dir: &Path, backup: &[u8], passphrase: &str) -> Result<Initia
     if let Some(tokens) = &contents.tokens {
         files::replace(&files.authority_tokens(), tokens, 0o600)?;
     }
+    files::replace(&files.authority_dir().join(RESTORED), b"", 0o644)?;
     write_authority(&files, &contents.key, &contents.certificate)?;
     let node = if member {
         crate::identity::Identity::load(data_dir)?.node
     } else {
+        files::private_folder(&files.identity_dir())?;
+        let members = postcard::to_stdvec(&contents.members).expect("plain data");
+        files::replace(&files.identity_dir().join(SEEDS_FILE), &members, 0o644)?;
         own_identity(&files, &authority)?
     };
     if let Some(revoked) = &contents.revoked
@@ -162,6 +175,17 @@ pub fn import(data_dir: &Path, backup: &[u8], passphrase: &str) -> Result<Initia
         files::replace(&files.revoked(), revoked, 0o644)?;
     }
     Ok(Initialised { cluster: hex::encode(authority.cluster()), node })
+}
+
+/// The epoch of the first gossip key that this authority makes. One that came back from a backup may meet a cluster with later epochs than it
+/// knows of; the seconds since 2026 are more than any number of revocations.
+pub(crate) fn first_epoch(files: &Paths, serial: u64, now_ms: u64) -> u32 {
+    let next = serial.saturating_add(1);
+    let first = match files.authority_dir().join(RESTORED).exists() {
+        true => next.max((now_ms / 1000).saturating_sub(SECONDS_TO_2026)),
+        false => next,
+    };
+    u32::try_from(first).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -194,7 +218,7 @@ mod tests {
         let (dir, other) =
             (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
         let made = init(dir.path(), "lab").expect("a cluster");
-        let backup = export(dir.path(), "correct horse").expect("a backup");
+        let backup = export(dir.path(), "correct horse", vec![]).expect("a backup");
         assert!(!backup.windows(11).any(|w| w == b"PRIVATE KEY"), "encrypted");
         assert!(matches!(import(other.path(), &backup, "wrong"), Err(AuthorityError::Passphrase)));
         let mut changed = backup.clone();
@@ -204,8 +228,14 @@ mod tests {
         let back = import(other.path(), &backup, "correct horse").expect("imported");
         assert_eq!(back.cluster, made.cluster);
         assert_ne!(back.node, made.node, "a node of its own");
+        let now_ms = (SECONDS_TO_2026 + 1000) * 1000;
+        let epoch = |dir: &Path, serial| first_epoch(&Paths::new(dir.to_owned()), serial, now_ms);
+        assert_eq!(
+            (epoch(dir.path(), 0), epoch(other.path(), 0), epoch(other.path(), 5000)),
+            (1, 1000, 5001)
+        );
         assert!(import(other.path(), &backup, "correct horse").is_err(), "overwrites nothing");
-        assert!(matches!(export(Path::new("/nonexistent"), "x"), Err(AuthorityError::Absent(_))));
+        assert!(matches!(export(Path::new("/nonexistent"), "x", vec![]), Err(AuthorityError::Absent(_))));
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde_json::json;
 use velo_control::authority;
-use velo_control::client::{RevokeReply, RevokeRequest, TokenReply, TokenRequest};
+use velo_control::client::{PeerView, RevokeReply, RevokeRequest, TokenReply, TokenRequest};
+use velo_socket::Member;
 
 use super::stat::short;
 use crate::exit::Failure;
@@ -117,7 +118,7 @@ fn revoke(node: &Node, who: String) -> anyhow::Result<()> {
 
 fn export(node: &Node, file: &Path, passphrase_file: Option<&Path>) -> anyhow::Result<()> {
     let passphrase = passphrase(passphrase_file, true)?;
-    let backup = authority::export(node.data_dir(), &passphrase)?;
+    let backup = authority::export(node.data_dir(), &passphrase, members(node))?;
     let context = || format!("cannot write {}", file.display());
     let mut options = std::fs::OpenOptions::new();
     let mut out = options.write(true).create_new(true).mode(0o600).open(file).with_context(context)?;
@@ -125,6 +126,23 @@ fn export(node: &Node, file: &Path, passphrase_file: Option<&Path>) -> anyhow::R
     node.output.answer(&json!({ "ok": true, "file": file, "bytes": backup.len() }), || {
         format!("{} holds the authority, encrypted; keep it and its passphrase apart", file.display())
     })
+}
+
+/// The members, for a machine that is new to the cluster when it gets the backup.
+fn members(node: &Node) -> Vec<Member> {
+    let peers = node.control().and_then(|control| control.get::<Vec<PeerView>>("/v1/peers", &[]));
+    let peers = peers.unwrap_or_else(|error| {
+        node.output.warn(format!(
+            "{error:#}; the backup does not say where the members are: bring it back on one of them"
+        ));
+        Vec::new()
+    });
+    let member = |peer: PeerView| {
+        let addresses: Vec<_> = peer.addresses.iter().filter_map(|address| address.parse().ok()).collect();
+        let node = peer.node.parse().ok().filter(|_| !addresses.is_empty())?;
+        Some(Member { node, name: peer.name, addresses, zone: peer.zone })
+    };
+    peers.into_iter().filter_map(member).collect()
 }
 
 fn import(node: &Node, file: &Path, passphrase_file: Option<&Path>) -> anyhow::Result<()> {
@@ -137,7 +155,10 @@ fn import(node: &Node, file: &Path, passphrase_file: Option<&Path>) -> anyhow::R
     let made = authority::import(node.data_dir(), &backup, &passphrase)?;
     let answer = json!({ "ok": true, "cluster": made.cluster, "node": made.node.to_hex() });
     node.output.answer(&answer, || {
-        format!("the authority of cluster {} is on this node now ({})", made.cluster, made.node)
+        format!(
+            "the authority of cluster {} is on this node now ({}); start it, or start it again, with `velo up`",
+            made.cluster, made.node
+        )
     })
 }
 
