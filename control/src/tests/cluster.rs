@@ -189,7 +189,7 @@ async fn who_missed_a_revocation_hears_of_it_later() {
 
 #[tokio::test]
 async fn certificates_renew_themselves() {
-    let (nodes, _net) = cluster(2, None).await;
+    let (mut nodes, _net) = cluster(2, None).await;
     for node in &nodes {
         let files = Paths::new(node.dir.path().to_owned());
         let before = std::fs::read(files.node_certificate()).expect("a certificate");
@@ -201,6 +201,26 @@ async fn certificates_renew_themselves() {
     let identity = Identity::load(nodes[1].dir.path()).expect("good");
     let life = identity.expires_ms - identity.begins_ms;
     assert!(identity.renew_at_ms().abs_diff(identity.begins_ms + life * 2 / 3) < 3);
+
+    // A running node does so by itself, once two thirds are over: of ten minutes of skew and four of life, more are.
+    let before = Identity::load(nodes[1].dir.path()).expect("good");
+    let key = authority::read(&Paths::new(nodes[1].dir.path().to_owned()).node_key()).expect("a key");
+    let request = authority::request(&String::from_utf8(key).expect("PEM")).expect("a request");
+    let (issuer, _) = nodes[0].control.authority.as_ref().expect("the authority");
+    let (_, short) = issuer.issue(&request, Duration::from_secs(240)).expect("a certificate");
+    let path = Paths::new(nodes[1].dir.path().to_owned()).node_certificate();
+    std::fs::write(&path, authority::pem(&short)).expect("written");
+    nodes[1].restart().await;
+    assert!(nodes[1].control.identity.load().expires_ms < before.expires_ms);
+    let reloads = lock(&nodes[1].velod.state).reloads;
+    let renewing = tokio::spawn(nodes[1].control.clone().renewal_loop());
+    until("it is renewed", || lock(&nodes[1].velod.state).reloads == reloads + 1).await;
+    let renewed = Identity::load(nodes[1].dir.path()).expect("good");
+    assert!(renewed.expires_ms >= before.expires_ms && renewed.node == nodes[1].id());
+    assert_eq!(nodes[1].control.identity.load().expires_ms, renewed.expires_ms);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(lock(&nodes[1].velod.state).reloads, reloads + 1, "once");
+    renewing.abort();
 
     let other = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key").serialize_pem();
     let request = authority::request(&other).expect("a request");
