@@ -97,6 +97,12 @@ pub(super) async fn status(State(app): State<App>) -> Answer<StatusView> {
     }
     let connected = velod.is_ok();
     let velod = velod.unwrap_or_default();
+    if connected && velod.sessions.is_empty() && !control.reachable().is_empty() {
+        notes.push(
+            "no other member can be reached: the network is down, or this node is revoked (`velo peers` on another one tells)"
+                .to_owned(),
+        );
+    }
     notes.extend(velod.notes);
     let members = control.roster().iter().filter(|entry| entry.liveness == Liveness::Alive).count();
     let sessions = velod.sessions.into_iter().map(|session| SessionView {

@@ -23,7 +23,7 @@ impl Peers {
                     peer.state.clone(),
                     peer.zone.clone(),
                     peer.addresses.join(" "),
-                    output::bytes(peer.free_bytes),
+                    if peer.addresses.is_empty() { "-".to_owned() } else { output::bytes(peer.free_bytes) },
                 ]
             };
             let rows: Vec<Vec<String>> = peers.iter().map(row).collect();
