@@ -326,7 +326,7 @@ fn failed(error: &std::io::Error) -> String {
     use std::io::ErrorKind;
     match error.kind() {
         ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
-            "it went away without a word: its velod was killed, or the network failed".to_owned()
+            "the connection broke off: its velod stopped or was killed, or the network failed".to_owned()
         }
         _ => format!("the connection failed: {error}"),
     }

@@ -329,7 +329,7 @@ fn a_sink_that_is_let_go_is_filled_by_the_next_job_without_fetching_a_piece_twic
     let blob = a.put(&bytes);
     let slow = Liar::start(&hub, 9, &bytes, Lie::Slow(Duration::from_millis(10)));
     let file = tempfile::tempfile().expect("a file");
-    let pull = |source: &NodeId| {
+    let pull = |source: &velo_object::NodeId| {
         let request = velod::engine::PullRequest {
             roots: vec![ObjectId { kind: ObjectKind::Blob, blob }],
             sources: vec![*source],
