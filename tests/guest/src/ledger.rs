@@ -31,6 +31,11 @@ pub enum Event {
         /// Its id.
         id: String,
     },
+    /// The second node is getting it.
+    TryPull {
+        /// Which content.
+        key: u64,
+    },
     /// It is also on the second node.
     Pulled {
         /// Which content.
@@ -117,7 +122,7 @@ impl Ledger {
     /// Writes an event down.
     pub fn record(&mut self, event: &Event) {
         match event {
-            Event::Starting | Event::Working => {}
+            Event::Starting | Event::Working | Event::TryPull { .. } => {}
             Event::Checked { .. } => self.contents.values_mut().for_each(|content| content.fresh = false),
             Event::TryPut { key } => {
                 self.unanswered = Some(*key);

@@ -120,11 +120,43 @@ impl Plan {
 #[derive(Debug, Default)]
 struct Totals {
     in_recovery: u32,
+    amid_put: u32,
+    amid_pull: u32,
     lost_blocks: usize,
     kept_blocks: usize,
-    acknowledged: usize,
+    puts: usize,
+    pulls: usize,
+    pins: usize,
+    refs: usize,
+    removals: usize,
     checked: usize,
     read_back: usize,
+}
+
+impl Totals {
+    fn acknowledged(&self) -> usize {
+        self.puts + self.pulls + self.pins + self.refs + self.removals
+    }
+
+    fn count(&mut self, event: &Event) {
+        match event {
+            Event::Checked { roots, read_back } => {
+                self.checked += roots;
+                self.read_back += read_back;
+            }
+            Event::Put { .. } => self.puts += 1,
+            Event::Pulled { .. } => self.pulls += 1,
+            Event::Pinned { .. } => self.pins += 1,
+            Event::Ref { .. } => self.refs += 1,
+            Event::Removed { .. } => self.removals += 1,
+            Event::Starting
+            | Event::Working
+            | Event::TryPut { .. }
+            | Event::TryPull { .. }
+            | Event::TryRemove { .. }
+            | Event::TryRef { .. } => {}
+        }
+    }
 }
 
 struct HardStops {
@@ -160,12 +192,19 @@ impl HardStops {
         self.run_through("defaults", &["nodes", "check"]).context("after the last stop")?;
         let totals = &self.totals;
         println!(
-            "hard-stops: passed: {} stops ({} of them during recovery) in {} s; {} events acknowledged, {} roots and refs \
-             checked, {} trees read back; {} unflushed blocks lost, {} kept",
+            "hard-stops: passed: {} stops ({} during recovery, {} in the middle of a put, {} of a pull) in {} s; {} puts, {} \
+             pulls, {} pins, {} refs and {} removals acknowledged; {} roots and refs checked, {} trees read back; {} \
+             unflushed blocks lost, {} kept",
             self.options.stops,
             totals.in_recovery,
+            totals.amid_put,
+            totals.amid_pull,
             began.elapsed().as_secs(),
-            totals.acknowledged,
+            totals.puts,
+            totals.pulls,
+            totals.pins,
+            totals.refs,
+            totals.removals,
             totals.checked,
             totals.read_back,
             totals.lost_blocks,
@@ -237,7 +276,10 @@ impl HardStops {
         }
         let (cut, late) = life.cut_power(plan.keep, random)?;
         heard.extend(late);
-        let before = self.totals.acknowledged;
+        let before = self.totals.acknowledged();
+        let (amid_put, amid_pull) = unanswered(&heard);
+        self.totals.amid_put += u32::from(amid_put);
+        self.totals.amid_pull += u32::from(amid_pull);
         let others = self.take(heard)?;
         ensure!(others.is_empty(), "the guest said: {}", others.join("\n"));
         self.totals.in_recovery += u32::from(plan.phase == Phase::Recovery);
@@ -252,7 +294,7 @@ impl HardStops {
             if plan.amid_writes { ", amid writes" } else { "" },
             plan.mount,
             plan.writeback_s,
-            self.totals.acknowledged - before,
+            self.totals.acknowledged() - before,
             cut.lost_blocks,
             cut.kept_blocks,
             began.elapsed().as_secs_f64(),
@@ -275,24 +317,26 @@ impl HardStops {
                 }
                 continue;
             };
-            match &event {
-                Event::Checked { roots, read_back } => {
-                    self.totals.checked += roots;
-                    self.totals.read_back += read_back;
-                }
-                Event::Put { .. }
-                | Event::Pulled { .. }
-                | Event::Pinned { .. }
-                | Event::Ref { .. }
-                | Event::Removed { .. } => {
-                    self.totals.acknowledged += 1;
-                }
-                _ => {}
-            }
+            self.totals.count(&event);
             self.ledger.record(&event);
         }
         Ok(others)
     }
+}
+
+/// Whether the lines that a life said end within a put, and within a pull.
+fn unanswered(heard: &[String]) -> (bool, bool) {
+    let (mut put, mut pull) = (false, false);
+    for event in heard.iter().filter_map(|line| serde_json::from_str(line).ok()) {
+        match event {
+            Event::TryPut { .. } => put = true,
+            Event::Put { .. } => put = false,
+            Event::TryPull { .. } => pull = true,
+            Event::Pulled { .. } => pull = false,
+            _ => {}
+        }
+    }
+    (put, pull)
 }
 
 /// Listens until the planned moment has come; when the guest had checked everything and begun to work, if it had.

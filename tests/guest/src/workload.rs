@@ -303,6 +303,7 @@ fn pull(nodes: &Nodes, ledger: &Mutex<Ledger>) {
         };
         let gone = |ledger: &Ledger| !ledger.contents.contains_key(&key);
         if !content.pulled {
+            with(ledger, |ledger| tell(ledger, Event::TryPull { key }));
             let dest = place("TMPDIR").join("pulled");
             let output = nodes.second.run(&["get", &content.id, text(&dest)]);
             let _ = fs::remove_dir_all(&dest);
