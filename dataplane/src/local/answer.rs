@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use velo_object::{BlobId, ObjectId};
+use velo_object::{BlobId, ObjectId, ObjectKind};
 use velo_socket::{
     BlobStat, Connection, Error, ErrorCode, FrameError, JobId, PROTOCOL_VERSION, Request, Response,
     SessionStatus, Status,
@@ -120,6 +120,20 @@ fn send(connection: &mut Connection, response: &Response, file: Option<&File>) -
     }
 }
 
+/// Tells jobs and peers that miss what was put.
+fn announce_put(context: &Context, root: ObjectId) {
+    if let Ok(Some(stat)) = context.store.stat(&root.blob) {
+        context.engine.stored(root.blob, stat.size_bytes);
+    }
+    if root.kind == ObjectKind::Tree
+        && let Ok(tree) = context.store.tree(&root.blob)
+    {
+        for named in tree.packs().chain(tree.blobs()) {
+            context.engine.stored(named.blob, named.size_bytes);
+        }
+    }
+}
+
 type Answer = Result<(Response, Option<File>), Error>;
 
 /// Answers a request that has one answer. Descriptors that no answer uses are closed here.
@@ -161,6 +175,7 @@ fn answer(
         Request::PutPacks { put } => Response::Packs(puts.packs(put)?),
         Request::PutCommit { put, root } => {
             puts.commit(put, root, fds.into_iter().next())?;
+            announce_put(context, root);
             Response::Done
         }
         Request::Ingest { expected } => {

@@ -69,6 +69,23 @@ fn a_pull_with_a_reader_that_waits() {
 }
 
 #[test]
+fn what_is_put_reaches_who_waits_for_it() {
+    let (a, b) = pair(&Authority::new());
+    let content = noise(3 * PIECE_BYTES as usize, 8);
+    let root = ObjectId { kind: ObjectKind::Blob, blob: BlobId::of(&content) };
+    let mut client = b.client();
+    let job =
+        client.pull(Pull { roots: vec![root], sources: vec![a.node], ..Pull::default() }).expect("a job");
+    // The source has been asked, and has nothing of it.
+    eventually("it waits", || {
+        let jobs = client.jobs().expect("jobs");
+        jobs.iter().any(|status| status.job == job && status.state == JobState::Waiting)
+    });
+    assert_eq!(put(&a, &content), root);
+    assert_eq!(ended(&mut client, job).state, JobState::Complete);
+}
+
+#[test]
 fn a_sink_receives_and_nothing_is_kept() {
     let (a, b) = pair(&Authority::new());
     let content = noise(2 * PIECE_BYTES as usize + 1, 4);
