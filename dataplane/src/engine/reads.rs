@@ -49,8 +49,11 @@ impl Engine {
                 Action::BlobReady { blob } => self.commit(now, blob),
                 Action::Drop { node, blob, why } => {
                     tracing::info!(%blob, peer = node.short(), ?why, "a peer is asked for a blob no more");
-                    if matches!(why, DropReason::BadOutboard | DropReason::WrongSize) {
+                    // Who sent a false outboard is blamed for it where that is found.
+                    if why == DropReason::WrongSize {
                         add(&self.shared.metrics.counters.outboards_bad_total, 1);
+                        let note = format!("node {} stated a false size of {blob}", node.short());
+                        self.shared.metrics.note(note);
                     }
                 }
                 other => tracing::debug!(?other, "an action of the planner that this engine does not know"),
