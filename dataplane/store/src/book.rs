@@ -9,6 +9,7 @@ use heed::Database;
 use heed::types::Bytes;
 
 use crate::StoreError;
+use crate::dir::sync_dir;
 use crate::lmdb::{self, Environment, Flush};
 
 const MAP_BYTES: usize = 4 << 30;
@@ -51,6 +52,9 @@ impl Book {
                 let mut txn = env.write_txn().map_err(failed)?;
                 let entries = env.create_database(&mut txn, Some("entries")).map_err(failed)?;
                 txn.commit().map_err(failed)?;
+                // LMDB flushes its file, not the names that lead to it.
+                sync_dir(path)?;
+                path.parent().map_or(Ok(()), sync_dir)?;
                 entries
             }
         };

@@ -65,6 +65,10 @@ impl Dir {
         }
         sync_dir(&dir.folder("blobs"))?;
         sync_dir(root)?;
+        if let Some(parent) = root.parent() {
+            // It may be one that we may write to and not read.
+            let _ = sync_dir(parent);
+        }
         Ok(dir)
     }
 
