@@ -50,9 +50,10 @@ enum Content {
 }
 
 async fn object(app: &App, text: &str, kind: ObjectKind) -> Result<ObjectId, ApiError> {
-    let id = match text.contains(':') {
-        true => meaning(app, text).await?,
-        false => meaning(app, &format!("{}:{text}", kind.as_str())).await?,
+    let digits = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let id = match digits {
+        false => meaning(app, text).await?,
+        true => meaning(app, &format!("{}:{text}", kind.as_str())).await?,
     };
     let id: ObjectId = id.id.parse().map_err(ApiError::invalid)?;
     // A tree's table may be read as the blob that it is, but a blob is no tree.

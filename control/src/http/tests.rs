@@ -198,7 +198,8 @@ async fn blobs_and_files_of_trees_with_ranges() {
     let none = caller.get(&format!("/v1/trees/{}/dir/none", tree.to_hex())).await;
     assert_eq!(none.code(), (404, "not_found".to_owned()));
     assert_eq!(caller.get(&format!("/v1/trees/{}", blob.to_hex())).await.code().1, "invalid", "no tree");
-    assert_eq!(caller.get("/v1/blobs/nonsense").await.code().1, "invalid");
+    assert_eq!(caller.get("/v1/blobs/nonsense").await.code().1, "not_found", "no such name");
+    assert_eq!(caller.get("/v1/blobs/blob:nonsense").await.code().1, "invalid");
 }
 
 #[tokio::test]

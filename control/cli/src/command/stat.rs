@@ -113,8 +113,11 @@ impl Known {
         }
         if let Some(tree) = &self.tree {
             text.push_str(&format!(
-                "  tree: {} entries, {}; {}, {}\n",
-                tree.len(),
+                "  tree: {}, {}; {}, {}\n",
+                match tree.len() {
+                    1 => "1 entry".to_owned(),
+                    some => format!("{some} entries"),
+                },
                 output::bytes(tree.total_bytes()),
                 output::count(tree.packs().len() as u64, "pack"),
                 output::count(tree.blobs().count() as u64, "large file"),
