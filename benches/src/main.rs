@@ -4,6 +4,7 @@
 //! `benches/results/AREA.md`; the exit status is 1 if a row misses its bar.
 #![forbid(unsafe_code)]
 
+mod kernels;
 mod machine;
 mod report;
 mod timing;
@@ -18,6 +19,8 @@ use report::Report;
 enum Area {
     /// Nodes on loopback moving real files, beside cp, nginx + curl, rsync, sendme and rqbit.
     Transfer,
+    /// XOR, scans and checksums, beside memcpy and the limits of memory.
+    Kernels,
 }
 
 /// Measures one area of Velo and compares each figure with something measured beside it.
@@ -54,12 +57,16 @@ fn main() -> anyhow::Result<()> {
         !cfg!(debug_assertions),
         "this is an unoptimised build: run `cargo run --release -p velo-benches -- …`"
     );
-    build_velo()?;
     let mut report = Report::new(arguments.json, arguments.only.clone());
     let area = match arguments.area {
         Area::Transfer => {
+            build_velo()?;
             transfer::measure(&mut report, arguments.quick)?;
             "transfer"
+        }
+        Area::Kernels => {
+            kernels::measure(&mut report, arguments.quick)?;
+            "kernels"
         }
     };
     if !arguments.quick && arguments.only.is_none() {
