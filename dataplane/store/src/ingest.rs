@@ -105,24 +105,63 @@ fn copy_flushing(
     if inner.durability == Durability::Process || size_bytes < 2 * FLUSH_BYTES {
         return copy();
     }
+    flushing_meanwhile(&copied, &|| target.sync_data(), copy)
+}
+
+/// Flushes again and again while `copy` counts in `copied` what it has written.
+fn flushing_meanwhile<T>(
+    copied: &AtomicU64,
+    flush: &(dyn Fn() -> std::io::Result<()> + Sync),
+    copy: impl FnOnce() -> Result<T, CopyError>,
+) -> Result<T, CopyError> {
     let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let flusher = scope.spawn(|| {
+        let flusher = scope.spawn(|| -> std::io::Result<()> {
             let mut flushed = 0;
             while !ended.load(Relaxed) {
                 let now = copied.load(Relaxed);
                 if now - flushed >= FLUSH_BYTES {
-                    // An error is found again by the flush before the commit.
-                    let _ = target.sync_data();
+                    // The kernel tells of a lost write once: the flush before the commit would not hear of it again.
+                    flush()?;
                     flushed = now;
                 } else {
                     std::thread::park_timeout(Duration::from_millis(20));
                 }
             }
+            Ok(())
         });
         let result = copy();
         ended.store(true, Relaxed);
         flusher.thread().unpark();
-        result
+        match flusher.join() {
+            Ok(flushed) => result.and_then(|copied| flushed.map(|()| copied).map_err(CopyError::Write)),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_that_was_lost_while_copying_is_an_error() {
+        let (copied, flushes) = (AtomicU64::new(FLUSH_BYTES), AtomicU64::new(0));
+        let lost = || {
+            flushes.fetch_add(1, Relaxed);
+            Err(std::io::Error::other("lost"))
+        };
+        let copy = || {
+            while flushes.load(Relaxed) == 0 {
+                std::thread::yield_now();
+            }
+            Ok(())
+        };
+        let result = flushing_meanwhile(&copied, &lost, copy);
+        assert!(matches!(result, Err(CopyError::Write(error)) if error.to_string() == "lost"));
+        let whole = flushing_meanwhile(&copied, &|| Ok(()), || Ok(1));
+        assert!(matches!(whole, Ok(1)));
+        let short = flushing_meanwhile::<()>(&copied, &|| Ok(()), || Err(CopyError::Short));
+        assert!(matches!(short, Err(CopyError::Short)));
+    }
 }
