@@ -136,11 +136,12 @@ pub(crate) fn boot_id() -> String {
 pub(crate) struct LastRun {
     /// It closed the store, and the index was flushed.
     pub clean: bool,
-    /// The machine went down since, and commits of that process were not flushed.
+    /// The machine went down since, and commits of that process were not flushed; or they were not all hashed since.
     pub suspect: bool,
 }
 
-/// The locked `LOCK` file: four lines, `pid`, boot id, durability, and `open` or `clean`.
+/// The locked `LOCK` file: four lines, `pid`, boot id, durability, and `open`, `clean` or
+/// `suspect`: what was committed before is still being hashed, as it may be damaged.
 #[derive(Debug)]
 pub(crate) struct Lock {
     file: File,
@@ -174,7 +175,8 @@ impl Lock {
         let last = match fields.as_slice() {
             [_, boot, durability, state] if known => LastRun {
                 clean: *state == "clean",
-                suspect: *state != "clean" && *durability == "process" && *boot != boot_id(),
+                suspect: *state == "suspect"
+                    || *state != "clean" && *durability == "process" && *boot != boot_id(),
             },
             // What cannot be read says nothing about flushing.
             _ => LastRun { clean: false, suspect: !known || !text.is_empty() },
@@ -187,8 +189,14 @@ impl Lock {
             rustix::fs::syncfs(&file).at(&path)?;
         }
         let lock = Self { file, path };
-        lock.write(durability, "open")?;
+        // Until all was hashed, a start that is cut off must not hide from the next one that it has to be.
+        lock.write(durability, if last.suspect { "suspect" } else { "open" })?;
         Ok((lock, last))
+    }
+
+    /// Says that what was suspect has been hashed.
+    pub fn mark_open(&self, durability: Durability) -> Result<(), StoreError> {
+        self.write(durability, "open")
     }
 
     /// Says that the store was closed. The index must have been flushed.

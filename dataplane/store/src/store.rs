@@ -129,6 +129,9 @@ impl Store {
             recovery.rebuilt = true;
             recovery.rehashed = last.suspect;
             recovery.damaged = store.0.rebuild_index(last.suspect)?;
+            if last.suspect {
+                store.0.lock.mark_open(options.durability)?;
+            }
         }
         recovery.resumable = store.0.load_stagings()?;
         recovery.files = store.0.load_figures()?;

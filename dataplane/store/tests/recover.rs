@@ -106,6 +106,31 @@ fn a_crash_of_the_machine_without_flushes_hashes_everything() {
 }
 
 #[test]
+fn hashing_that_was_cut_off_is_done_again() {
+    let dir = tempdir();
+    let torn = put_blob(&open(&dir), &noise(2 << 20, 1));
+    let path = dir.path().join("blobs").join(&torn.to_hex()[..2]).join(torn.to_hex());
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("ours");
+    fs::write(&path, noise(2 << 20, 2)).expect("writable");
+    let lock = dir.path().join("LOCK");
+    let left = fs::read_to_string(&lock).expect("there");
+    let boot = left.lines().nth(1).expect("a boot id");
+    fs::write(&lock, left.replace(boot, "another-boot")).expect("writable");
+    // A start that ends before it has looked at all: a file is in the way of the index.
+    let index = dir.path().join("index");
+    fs::remove_dir_all(&index).expect("ours");
+    fs::write(&index, b"in the way").expect("writable");
+    assert!(Store::open(options(&dir)).is_err());
+    fs::remove_file(&index).expect("ours");
+    let (store, recovery) = reopen(&dir);
+    assert!(recovery.rehashed);
+    assert_eq!(recovery.damaged, [torn]);
+    drop(store);
+    let (_, recovery) = reopen(&dir);
+    assert!(!recovery.rehashed, "once is enough");
+}
+
+#[test]
 fn a_commit_that_was_cut_off_after_its_rename_is_whole() {
     let dir = tempdir();
     let content = noise(2 << 20, 5);
