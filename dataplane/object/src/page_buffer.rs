@@ -57,9 +57,9 @@ mod tests {
             assert_eq!(buffer.len(), len);
             buffer.fill(7);
             assert!(buffer.iter().all(|byte| *byte == 7));
-            assert!(len == 0 || buffer.as_ptr().addr() % PAGE_BYTES == 0);
+            assert!(len == 0 || buffer.as_ptr().addr().is_multiple_of(PAGE_BYTES));
             let moved = Box::new(buffer);
-            assert!(len == 0 || moved.as_ptr().addr() % PAGE_BYTES == 0);
+            assert!(len == 0 || moved.as_ptr().addr().is_multiple_of(PAGE_BYTES));
         }
     }
 }
