@@ -98,20 +98,34 @@ impl Files {
         }
     }
 
-    /// Whether a put or a transfer that is under way needs it.
-    pub fn is_held(&self, id: &BlobId) -> bool {
-        self.table().held.contains_key(id)
-    }
-
-    /// Closes a file that is about to be removed; false (and nothing done) where somebody uses it.
-    pub fn close_if_idle(&self, id: &BlobId) -> bool {
+    /// Closes a file that nobody uses, and has `forget` take it from the index before anybody else can begin to: who
+    /// holds a file afterwards finds that it is gone. False (and nothing done) where somebody uses it.
+    pub fn forget_if_idle(
+        &self,
+        id: &BlobId,
+        forget: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<bool, StoreError> {
         let mut table = self.table();
         let leased = table.open.get(id).is_some_and(|(file, _)| Arc::strong_count(file) > 1);
         if leased || table.held.contains_key(id) {
-            return false;
+            return Ok(false);
         }
+        forget()?;
         table.forget(id);
-        true
+        Ok(true)
+    }
+
+    /// As [`Files::forget_if_idle`], but who only reads it does not count.
+    pub fn forget_unless_held(
+        &self,
+        id: &BlobId,
+        forget: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<bool, StoreError> {
+        let table = self.table();
+        if table.held.contains_key(id) {
+            return Ok(false);
+        }
+        forget().map(|()| true)
     }
 
     /// Closes a file that is removed, whoever uses it: who has it open may go on reading.
@@ -150,5 +164,38 @@ impl Table {
             self.open.remove(&id);
             self.closed.insert(id, used);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn who_holds_a_file_that_is_being_forgotten_finds_it_gone() {
+        let (files, id) = (Files::default(), BlobId::of(b"content"));
+        let forgotten = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let forget = || {
+                scope.spawn(|| {
+                    files.hold(id);
+                    assert!(forgotten.load(Relaxed), "held while it could still be found");
+                });
+                std::thread::sleep(Duration::from_millis(30));
+                forgotten.store(true, Relaxed);
+                Ok(())
+            };
+            assert!(files.forget_if_idle(&id, forget).expect("infallible"));
+        });
+        let held = |forget: &dyn Fn() -> Result<(), StoreError>| {
+            let idle = files.forget_if_idle(&id, forget).expect("not asked");
+            idle || files.forget_unless_held(&id, forget).expect("not asked")
+        };
+        assert!(!held(&|| Err(StoreError::Closed)));
+        files.release(&id);
+        assert!(held(&|| Ok(())));
     }
 }

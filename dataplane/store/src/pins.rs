@@ -144,17 +144,19 @@ impl Store {
             if lock(&inner.pins).protects(&id) {
                 removed.kept += 1;
             } else if let Some(record) = inner.index.file(&id)? {
-                if inner.files.is_held(&id) {
-                    removed.kept += 1;
+                let indexed = inner.indexed(id, record);
+                let forget = || inner.index.remove(std::slice::from_ref(&indexed));
+                if inner.files.forget_unless_held(&id, forget)? {
+                    gone.push(indexed);
                 } else {
-                    gone.push(inner.indexed(id, record));
+                    removed.kept += 1;
                 }
             } else {
                 arriving.push(id);
             }
         }
         removed.blobs = gone.len() as u64;
-        removed.bytes = inner.unpublish(&gone)?;
+        removed.bytes = inner.delete_files(&gone)?;
         drop(changing);
         let mut abandoned = false;
         for id in arriving {
@@ -277,10 +279,12 @@ impl Inner {
             if freed >= bytes {
                 break;
             }
-            if !self.files.close_if_idle(&id) {
+            // Read before: in a pack there is much to be read, and all who use a file wait for what comes then.
+            let gone = [self.indexed(id, record)];
+            if !self.files.forget_if_idle(&id, || self.index.remove(&gone))? {
                 continue;
             }
-            freed += self.unpublish(&[self.indexed(id, record)])?;
+            freed += self.delete_files(&gone)?;
             self.shared.counts.evicted.fetch_add(1, Relaxed);
             self.shared.counts.evicted_bytes.fetch_add(record.stored_bytes, Relaxed);
         }

@@ -42,11 +42,19 @@ pub(crate) struct Arrival {
     pub contents: Vec<PackEntry>,
 }
 
+/// A root that is pinned with what arrives.
+#[derive(Debug)]
+pub(crate) struct Pinned<'a> {
+    pub root: ObjectId,
+    /// What must be here already.
+    pub known: &'a [BlobId],
+}
+
 impl Inner {
-    /// Makes arrivals durable, then visible, all of them; and pins `root`, if there is one.
-    pub fn publish(&self, arrivals: &[Arrival], root: Option<ObjectId>) -> Result<(), StoreError> {
+    /// Makes arrivals durable, then visible, all of them; and pins a root, if there is one.
+    pub fn publish(&self, arrivals: &[Arrival], pinned: Option<Pinned<'_>>) -> Result<(), StoreError> {
         self.writable()?;
-        if arrivals.is_empty() && root.is_none() {
+        if arrivals.is_empty() && pinned.is_none() {
             return Ok(());
         }
         for arrival in arrivals {
@@ -60,6 +68,9 @@ impl Inner {
 
         let _changing = lock(&self.changing);
         self.writable()?;
+        if let Some(Pinned { root, known }) = &pinned {
+            self.still_here(*root, known)?;
+        }
         let mut added = Vec::with_capacity(arrivals.len());
         let named = self.name(arrivals, &mut added).and_then(|()| self.index.add(&added));
         if let Err(error) = named {
@@ -72,13 +83,27 @@ impl Inner {
         let stored: u64 = added.iter().map(|indexed| indexed.record.stored_bytes).sum();
         self.space.used_bytes.fetch_add(stored, Relaxed);
         self.pinned_arrived(&added)?;
-        if let Some(Err(error)) = root.map(|root| self.pin(root)) {
+        if let Some(Err(error)) = pinned.map(|pinned| self.pin(pinned.root)) {
             self.unpublish(&added)?;
             return Err(self.no_room(error));
         }
         self.shared.counts.committed.fetch_add(added.len() as u64, Relaxed);
         self.shared.arrivals.announce();
         Ok(())
+    }
+
+    /// Holds keep out eviction and removal, but what is found to be damaged goes all the same.
+    fn still_here(&self, root: ObjectId, known: &[BlobId]) -> Result<(), StoreError> {
+        let mut missing = Vec::new();
+        for id in known {
+            if self.locate(id)?.is_none() {
+                missing.push(*id);
+            }
+        }
+        match missing.first() {
+            Some(first) => Err(StoreError::Missing { root, first: *first, count: missing.len() as u64 }),
+            None => Ok(()),
+        }
     }
 
     /// Gives arrivals their final names, durably; `added` says for which that was done.
@@ -149,6 +174,11 @@ impl Inner {
     /// Stops what was complete from being here: forgets it and deletes its file. The caller holds `changing`.
     pub fn unpublish(&self, gone: &[Indexed]) -> Result<u64, StoreError> {
         self.index.remove(gone)?;
+        self.delete_files(gone)
+    }
+
+    /// Deletes files that the index has forgotten; gives their bytes. The caller holds `changing`.
+    pub fn delete_files(&self, gone: &[Indexed]) -> Result<u64, StoreError> {
         let mut freed = 0;
         for Indexed { id, record, .. } in gone {
             self.space.used_bytes.fetch_sub(record.stored_bytes, Relaxed);

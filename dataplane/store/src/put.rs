@@ -1,5 +1,6 @@
 //! Puts: content from this host goes in, and becomes visible and pinned all at once.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use crate::copy::{Hashed, on_all_cores};
 use crate::dir::FileKind;
 use crate::error::At;
 use crate::ingest::{ReadIn, SIDE_BY_SIDE_BYTES, read_in, size_of};
-use crate::publish::Arrival;
+use crate::publish::{Arrival, Pinned};
 use crate::space::Reservation;
 use crate::spool::{Spool, Spooled};
 use crate::store::{Inner, Store};
@@ -27,13 +28,15 @@ pub struct Put {
     inner: Arc<Inner>,
     arrivals: Vec<Arrival>,
     reservation: Reservation,
-    /// Blobs that the store had already; kept from eviction meanwhile.
-    held: Vec<BlobId>,
+    /// What arrives and what the store had already; kept from eviction meanwhile.
+    held: HashSet<BlobId>,
+    /// Of these, what the store had.
+    known: HashSet<BlobId>,
     packs: Option<PackBuilder>,
     spool: Option<Spool>,
     made_packs: Vec<Ingested>,
-    small: std::collections::HashSet<BlobId>,
-    large: std::collections::HashSet<BlobId>,
+    small: HashSet<BlobId>,
+    large: HashSet<BlobId>,
 }
 
 impl Store {
@@ -46,7 +49,8 @@ impl Store {
             inner: self.0.clone(),
             arrivals: Vec::new(),
             reservation: self.0.reserve(0)?,
-            held: Vec::new(),
+            held: HashSet::new(),
+            known: HashSet::new(),
             packs: Some(PackBuilder::new()),
             spool: None,
             made_packs: Vec::new(),
@@ -210,7 +214,8 @@ impl Put {
         } else if !self.has(&root.blob)? {
             return Err(StoreError::Missing { root, first: root.blob, count: 1 });
         }
-        self.inner.clone().publish(&self.arrivals, Some(root))?;
+        let known: Vec<BlobId> = self.known.iter().copied().collect();
+        self.inner.publish(&self.arrivals, Some(Pinned { root, known: &known }))?;
         self.arrivals.clear();
         Ok(())
     }
@@ -228,6 +233,9 @@ impl Put {
                     bytes
                 }
                 None => {
+                    if !self.has(&root.blob)? {
+                        return Err(StoreError::NotFound(root.blob));
+                    }
                     kept = inner.tree(&root.blob)?.into_bytes();
                     &kept[..]
                 }
@@ -245,7 +253,10 @@ impl Put {
             return Err(StoreError::Missing { root, first: *first, count: missing.len() as u64 });
         }
         let Some(bytes) = table else { return Ok(()) };
-        if inner.index.file(&root.blob)?.is_none() && !self.large.contains(&root.blob) {
+        self.hold(root.blob);
+        if inner.index.file(&root.blob)?.is_some() {
+            self.known.insert(root.blob);
+        } else if !self.large.contains(&root.blob) {
             let mut spool = Spool::new(&inner)?;
             spool.append(&inner, bytes)?;
             let spooled = spool.finish(&inner)?;
@@ -254,11 +265,33 @@ impl Put {
         Ok(())
     }
 
-    fn has(&self, id: &BlobId) -> Result<bool, StoreError> {
+    /// Whether this put or the store has it; it then stays until the end of the put.
+    fn has(&mut self, id: &BlobId) -> Result<bool, StoreError> {
         let here = self.large.contains(id)
             || self.small.contains(id)
             || self.made_packs.iter().any(|pack| pack.blob == *id);
-        Ok(here || self.inner.locate(id)?.is_some())
+        Ok(here || self.has_stored(id)?)
+    }
+
+    /// Whether the store has it, as a file or in one that is a pack. The file is held before it is believed to be
+    /// here: only from then on it is not evicted.
+    fn has_stored(&mut self, id: &BlobId) -> Result<bool, StoreError> {
+        while let Some(located) = self.inner.locate(id)? {
+            if !self.hold(located.file) {
+                self.known.insert(*id);
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// False where it was held already.
+    fn hold(&mut self, file: BlobId) -> bool {
+        let fresh = self.held.insert(file);
+        if fresh {
+            self.inner.files.hold(file);
+        }
+        fresh
     }
 
     fn take_pack(&mut self, spooled: Spooled, entries: Vec<PackEntry>) -> Result<(), StoreError> {
@@ -277,9 +310,12 @@ impl Put {
         let Spooled { scratch, hashed, size_bytes, reservation } = spooled;
         let blob = hashed.id;
         // Held first: from then on it is not evicted.
-        self.inner.files.hold(blob);
-        self.held.push(blob);
-        let known = self.inner.index.file(&blob)?.is_some() || self.large.contains(&blob);
+        self.hold(blob);
+        let stored = self.inner.index.file(&blob)?.is_some();
+        let known = stored || self.large.contains(&blob);
+        if stored {
+            self.known.insert(blob);
+        }
         if !known {
             self.arrivals.push(arrival(scratch.keep(), hashed, size_bytes, kind, contents));
             self.reservation.join(reservation);

@@ -290,6 +290,25 @@ fn a_damaged_pack_takes_its_contents_with_it() {
     assert_eq!(read(&store, &BlobId::of(&contents[3])), contents[3]);
 }
 
+#[test]
+fn a_put_is_not_acknowledged_without_what_was_here_when_it_began() {
+    let dir = tempdir();
+    let store = open(&dir);
+    let content = noise(300 << 10, 1);
+    let id = cache_blob(&store, &content);
+    let mut put = store.begin_put().expect("open");
+    assert!(put.file(&file_of(&content)).expect("room").known);
+    fs::remove_file(path_of(&dir, &id)).expect("there");
+    assert_eq!(store.verify(|_| ControlFlow::Continue(())).expect("readable").damaged.len(), 1);
+    match put.commit(blob_root(id), None) {
+        Err(StoreError::Missing { first, count: 1, .. }) => assert_eq!(first, id),
+        other => panic!("{other:?}"),
+    }
+    assert!(store.pins().expect("book").is_empty());
+    assert_eq!(put_blob(&store, &content), id);
+    assert_eq!(read(&store, &id), content);
+}
+
 /// A full disk, where this test may mount one.
 #[test]
 fn a_full_disk_fails_one_operation_and_no_more() {
