@@ -1,6 +1,7 @@
 //! Peers that are written here: they have certificates of the cluster and speak its protocols, and read more at once
-//! than a node would.
+//! than a node would, or lie.
 
+mod liar;
 mod peer;
 mod reader;
 
@@ -9,16 +10,23 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use velo_object::ObjectId;
-use velo_tests::content::random_file;
-use velo_tests::{Cluster, Node, Settings, full};
+use velo_object::{BlobId, NodeId, ObjectId, ObjectKind};
+use velo_socket::JobState;
+use velo_tests::content::{random_file, same_file};
+use velo_tests::local::{job as job_status, pull};
+use velo_tests::{Cluster, Node, Settings, full, wait_until};
 
+use liar::Liar;
 use peer::Peer;
 use reader::read_and_discard;
 
 fn put(node: &Node, path: &Path) -> ObjectId {
     let path = path.to_str().expect("a path in UTF-8");
     node.json(&["put", path])["id"].as_str().expect("an id").parse().expect("an id")
+}
+
+fn node_id(node: &Node) -> NodeId {
+    node.id().parse().expect("a node id")
 }
 
 /// What of a process is its own memory: RssAnon and HugetlbPages, in bytes.
@@ -90,4 +98,50 @@ fn memory_of_a_serving_velod_stays_under_its_bound() {
         assert!(most > 1 << 20, "{name}: {most} bytes cannot be all of it");
         assert!(most < bound_mib << 20, "{name}: {most_mib:.1} MiB, and the bound is {bound_mib} MiB");
     }
+}
+
+#[test]
+fn a_provider_of_half_an_outboard_is_refused_and_no_honest_peer_is_blamed() {
+    let cluster = Cluster::start(2);
+    let (honest, victim) = (&cluster.nodes[0], &cluster.nodes[1]);
+    // First nobody else has it, so that the false outboard is the one that is taken; then both have it.
+    for (seed, together) in [(41, false), (42, true)] {
+        let source = cluster.path(&format!("source-{seed}"));
+        random_file(&source, seed, 16 << 20);
+        let content = fs::read(&source).expect("just written");
+        let id = ObjectId { kind: ObjectKind::Blob, blob: BlobId::of(&content) };
+        let liar = Liar::start(&cluster, victim, content);
+        let mut socket = victim.socket();
+        wait_until("the victim has a session with the liar", || {
+            let status = socket.status().expect("velod answers");
+            status.sessions.iter().any(|session| session.node == liar.id)
+        });
+        let job = if together {
+            assert_eq!(put(honest, &source), id);
+            pull(&mut socket, id, vec![liar.id, node_id(honest)]).expect("a job")
+        } else {
+            let job = pull(&mut socket, id, vec![liar.id]).expect("a job");
+            wait_until("the false outboard is noticed", || victim.counter("outboards_bad_total") > 0);
+            assert_ne!(job_status(&mut socket, job).state, JobState::Complete);
+            assert_eq!(put(honest, &source), id);
+            socket.add_sources(job, vec![node_id(honest)]).expect("another source");
+            job
+        };
+        wait_until("the job ends", || {
+            !matches!(job_status(&mut socket, job).state, JobState::Running | JobState::Waiting)
+        });
+        let status = job_status(&mut socket, job);
+        assert_eq!(status.state, JobState::Complete, "{status:?}");
+        assert_eq!((status.bad_pieces, status.total_bytes), (0, 16 << 20), "{status:?}");
+
+        let status = socket.status().expect("velod answers");
+        let blames = |node: &NodeId| status.notes.iter().any(|note| note.contains(&node.short()));
+        assert!(together || blames(&liar.id), "the liar is not named: {:?}", status.notes);
+        assert!(!blames(&node_id(honest)), "an honest peer is blamed: {:?}", status.notes);
+        assert!(status.sessions.iter().all(|session| session.bad_pieces == 0), "{:?}", status.sessions);
+        let dest = cluster.path(&format!("dest-{seed}"));
+        victim.ok(&["get", &id.to_string(), dest.to_str().expect("a path in UTF-8")]);
+        assert!(same_file(&source, &dest));
+    }
+    assert_eq!(victim.counter("pieces_bad_total"), 0);
 }

@@ -15,6 +15,8 @@ use velod::session::{DataStream, SessionEvent, SessionOptions, Sessions};
 
 /// A peer.
 pub struct Peer {
+    /// Who it is.
+    pub id: NodeId,
     /// Its sessions.
     pub sessions: Sessions,
     /// What happens on them.
@@ -56,7 +58,7 @@ impl Peer {
         };
         let (sender, events) = channel();
         let sessions = Sessions::start(options, move |event| drop(sender.send(event))).expect("sessions");
-        Self { sessions, events, _identity: identity }
+        Self { id, sessions, events, _identity: identity }
     }
 
     /// Makes a session with a node. Gives the node's id.
