@@ -62,6 +62,12 @@ pub const MAX_ENTRIES: u64 = 1 << 24;
 /// The longest target of a symbolic link, in bytes (Linux' PATH_MAX without its zero).
 pub const MAX_LINK_BYTES: u64 = 4095;
 const MAX_NAMES_BYTES: u64 = 1 << 31;
+/// No table has more bytes than this: those of the most entries, their names and their packs.
+pub const MAX_TABLE_BYTES: u64 = 4 << 30;
+const _: () = assert!(
+    HEADER_BYTES as u64 + MAX_ENTRIES * (ENTRY_BYTES + 4 + PACK_BYTES) as u64 + MAX_NAMES_BYTES + 16
+        <= MAX_TABLE_BYTES
+);
 
 const MAGIC: [u8; 3] = *b"VTR";
 const VERSION: u8 = b'1';

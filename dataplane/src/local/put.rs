@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 use velo_object::ObjectId;
+use velo_object::tree::MAX_TABLE_BYTES;
 use velo_socket::{Error, ErrorCode, Ingested, PutId};
 use velo_store::{Put, Store};
 
@@ -13,8 +14,6 @@ use super::answer::{error, store_error};
 
 /// Puts that one connection may have begun.
 const PUTS: usize = 16;
-/// The largest table of a tree that is taken: 16 million entries with names of 128 bytes.
-const TABLE_BYTES: u64 = 4 << 30;
 
 #[derive(Default)]
 pub(super) struct Puts {
@@ -75,8 +74,8 @@ fn unknown(put: PutId) -> Error {
 fn read_table(file: &File) -> Result<Vec<u8>, Error> {
     let io = |e: std::io::Error| error(ErrorCode::Io, format!("the descriptor of the tree's table: {e}"));
     let metadata = file.metadata().map_err(io)?;
-    if !metadata.is_file() || metadata.len() > TABLE_BYTES {
-        let message = format!("a tree's table must be a file of at most {TABLE_BYTES} bytes");
+    if !metadata.is_file() || metadata.len() > MAX_TABLE_BYTES {
+        let message = format!("a tree's table must be a file of at most {MAX_TABLE_BYTES} bytes");
         return Err(error(ErrorCode::Invalid, message));
     }
     let mut table = vec![0; metadata.len() as usize];

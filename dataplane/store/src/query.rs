@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
+use velo_object::tree::MAX_TABLE_BYTES;
 use velo_object::{BlobId, IdPrefix, Outboard, OutboardBuilder, PieceSet, Pieces, TreeError, chaining_value};
 
 use crate::copy::on_all_cores;
@@ -273,7 +274,8 @@ impl Inner {
         if outboard.id() == *id { Ok(outboard) } else { Err(StoreError::Damaged(*id)) }
     }
 
-    /// All bytes of the table of a tree. Anything else is refused by its first bytes, before it is read.
+    /// All bytes of the table of a tree. Anything else is refused by its first bytes or its size, before it is read:
+    /// of holes, any size costs its author nothing.
     pub fn read_whole(&self, id: &BlobId) -> Result<Vec<u8>, StoreError> {
         let located = self.locate(id)?.ok_or(StoreError::NotFound(*id))?;
         let open = self.open_located(&located)?;
@@ -281,6 +283,9 @@ impl Inner {
         open.file.read_exact_at(&mut bytes, located.offset_bytes).at(id.to_string())?;
         if !bytes.starts_with(b"VTR") {
             return Err(StoreError::Tree { tree: *id, error: TreeError::Magic });
+        }
+        if located.size_bytes > MAX_TABLE_BYTES {
+            return Err(StoreError::Tree { tree: *id, error: TreeError::TooLarge(located.size_bytes) });
         }
         bytes.resize(located.size_bytes as usize, 0);
         open.file.read_exact_at(&mut bytes, located.offset_bytes).at(id.to_string())?;

@@ -7,7 +7,9 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::time::{Duration, Instant};
 
 use bench::*;
-use velo_object::{BlobId, EntryKind, Named, ObjectId, ObjectKind, Outboard, PIECE_BYTES, TreeBuilder};
+use velo_object::{
+    BlobId, EntryKind, Named, ObjectId, ObjectKind, Outboard, PIECE_BYTES, TreeBuilder, TreeError,
+};
 use velo_store::{StoreError, What};
 
 #[test]
@@ -102,6 +104,23 @@ fn a_tree_that_names_what_is_not_here_is_refused_and_nothing_is_visible() {
     let put = store.begin_put().expect("open");
     let lie = ObjectId { kind: ObjectKind::Tree, blob: BlobId::of(b"another") };
     assert!(matches!(put.commit(lie, Some(tree.as_bytes())), Err(StoreError::Mismatch { .. })));
+}
+
+#[test]
+fn a_table_that_is_too_large_is_refused_before_it_is_read() {
+    let dir = tempdir();
+    let store = open(&dir);
+    let file = tempfile::tempfile_in(dir.path()).expect("a file");
+    let size_bytes = (4 << 30) + 1;
+    file.set_len(size_bytes).expect("sparse");
+    file.write_all_at(b"VTR1", 0).expect("room");
+    let mut put = store.begin_put().expect("open");
+    let ingested = put.file(&file).expect("room");
+    put.commit(blob_root(ingested.blob), None).expect("room");
+    match store.tree(&ingested.blob) {
+        Err(StoreError::Tree { error: TreeError::TooLarge(found), .. }) => assert_eq!(found, size_bytes),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

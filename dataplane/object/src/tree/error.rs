@@ -1,7 +1,7 @@
 //! Why bytes are not a tree, or entries cannot become one.
 
 use super::path::{PathError, path_text};
-use super::{MAX_ENTRIES, MAX_LINK_BYTES};
+use super::{MAX_ENTRIES, MAX_LINK_BYTES, MAX_TABLE_BYTES};
 use crate::BlobId;
 
 /// Why bytes are not a tree, or entries cannot become one. Paths are shown by [`path_text`].
@@ -11,6 +11,9 @@ pub enum TreeError {
     /// It does not begin as a tree does, or is shorter than a header.
     #[error("not a tree table")]
     Magic,
+    /// More bytes than the table of a tree may have.
+    #[error("it has {0} bytes, more than the table of a tree may have ({MAX_TABLE_BYTES})")]
+    TooLarge(u64),
     /// A tree of a version that this program does not know.
     #[error("a tree of version {:?}; this program reads version '1': upgrade it", char::from(*.0))]
     Version(u8),
