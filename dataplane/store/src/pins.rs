@@ -182,7 +182,13 @@ impl Inner {
         if root.kind == ObjectKind::Tree {
             match self.tree(&root.blob) {
                 Ok(tree) => files.extend(tree.packs().chain(tree.blobs()).map(|named| named.blob)),
-                Err(error @ (StoreError::Tree { .. } | StoreError::Damaged(_))) => {
+                // Nor may a disk that cannot read it keep the store from starting: then nothing would find the damage.
+                Err(
+                    error @ (StoreError::Tree { .. }
+                    | StoreError::Damaged(_)
+                    | StoreError::NotFound(_)
+                    | StoreError::Io { .. }),
+                ) => {
                     tracing::warn!(%root, %error, "what this root names cannot be read");
                     return Ok(Named { files, known: false });
                 }

@@ -131,6 +131,41 @@ fn hashing_that_was_cut_off_is_done_again() {
 }
 
 #[test]
+fn a_pinned_table_that_is_gone_does_not_keep_the_store_from_starting() {
+    let dir = tempdir();
+    let (store, _) = reopen(&dir);
+    let mut put = store.begin_put().expect("open");
+    let content = noise(300 << 10, 1);
+    let ingested = put.file(&file_of(&content)).expect("room");
+    let mut builder = TreeBuilder::new();
+    builder.content(b"a", EntryKind::File, named(&ingested), 0).expect("in order");
+    let tree = builder.finish(&[]).expect("a tree");
+    let root = ObjectId { kind: ObjectKind::Tree, blob: tree.id() };
+    put.commit(root, Some(tree.as_bytes())).expect("room");
+    store.close().expect("flushed");
+    drop(store);
+    let table = dir.path().join("blobs").join(&root.blob.to_hex()[..2]).join(root.blob.to_hex());
+    fs::remove_file(&table).expect("there");
+    // A folder cannot be read: another error than that of a file that is not there.
+    for folder in [false, true] {
+        if folder {
+            fs::create_dir(&table).expect("room");
+        }
+        let (store, _) = reopen(&dir);
+        assert_eq!(store.pins().expect("book"), [root]);
+        store.close().expect("flushed");
+    }
+    fs::remove_dir(&table).expect("ours");
+    let (store, _) = reopen(&dir);
+    let report = store.verify(|_| std::ops::ControlFlow::Continue(())).expect("readable");
+    assert_eq!(report.damaged.iter().map(|damage| damage.blob).collect::<Vec<_>>(), [root.blob]);
+    cache_blob(&store, tree.as_bytes());
+    for id in [root.blob, ingested.blob] {
+        assert!(store.stat(&id).expect("index").expect("here").pinned, "all of it, once the table is back");
+    }
+}
+
+#[test]
 fn a_commit_that_was_cut_off_after_its_rename_is_whole() {
     let dir = tempdir();
     let content = noise(2 << 20, 5);
