@@ -31,6 +31,7 @@ mod query;
 mod recover;
 mod resume;
 mod serve;
+mod slots;
 mod space;
 mod spool;
 mod stage;

@@ -46,7 +46,7 @@ impl Store {
         if let Some(located) = self.0.locate(id)? {
             return Ok(Some(self.0.stat_complete(id, located)));
         }
-        Ok(self.staging(id).map(|staging| self.0.stat_partial(&staging)))
+        Ok(self.staging_unless_busy(id).map(|staging| self.0.stat_partial(&staging)))
     }
 
     /// Files after `after` in order of ids, at most `limit`: blobs, packs and partial ones, but not what lies in
@@ -70,7 +70,7 @@ impl Store {
             .collect();
         partial.sort_unstable();
         for id in partial.into_iter().take(limit) {
-            if let Some(staging) = self.staging(&id) {
+            if let Some(staging) = self.staging_unless_busy(&id) {
                 found.push((id, self.0.stat_partial(&staging)));
             }
         }
@@ -103,7 +103,7 @@ impl Store {
             let holes = self.0.known_holes(located).unwrap_or_else(|_| PieceSet::new(count));
             return Ok(Some(Have { size_bytes: located.size_bytes, have: PieceSet::full(count), holes }));
         }
-        Ok(self.staging(id).map(|staging| Have {
+        Ok(self.staging_unless_busy(id).map(|staging| Have {
             size_bytes: staging.size_bytes(),
             have: staging.have(),
             holes: staging.holes(),
@@ -129,6 +129,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::TimedOut`] at the deadline, [`StoreError::Database`], [`StoreError::Io`].
     pub fn wait(&self, id: &BlobId, range: Range<u64>, deadline: Instant) -> Result<(), StoreError> {
+        // Opened first: while it waits, it only looks.
+        drop(self.staging_unless_busy(id));
         let arrived = || match self.is_here(id, &range) {
             Ok(false) => None,
             Ok(true) => Some(Ok(())),
@@ -140,7 +142,7 @@ impl Store {
 
     fn is_here(&self, id: &BlobId, range: &Range<u64>) -> Result<bool, StoreError> {
         // The transfer first: between the two questions it may have been committed, never the other way round.
-        if self.staging(id).is_some_and(|staging| staging.covers(range.clone())) {
+        if self.open_staging(id).is_some_and(|staging| staging.covers(range.clone())) {
             return Ok(true);
         }
         self.has(id)

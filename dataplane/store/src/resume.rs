@@ -12,6 +12,7 @@ use crate::dir::{Part, remove_file};
 use crate::error::At;
 use crate::extents::data_ranges;
 use crate::have_map::HaveMap;
+use crate::slots::Claimed;
 use crate::stage::{Made, Progress, Staging, is_readable, open_data};
 use crate::store::{Inner, Slot, Store, lock};
 use crate::{StageKind, StoreError};
@@ -39,13 +40,16 @@ impl Store {
         let inner = &self.0;
         inner.writable()?;
         let outboard = outboard.filter(|outboard| outboard.id() == id && outboard.size_bytes() == size_bytes);
-        let mut stagings = lock(&inner.stagings);
-        if sink.is_none() && inner.index.file(&id)?.is_some() {
-            drop(stagings);
-            return inner.ended(id, size_bytes, kind);
-        }
-        let present = inner.activate(&mut stagings, &id)?;
-        if let Some(present) = present {
+        let claim = loop {
+            let claimed = inner.claim(&id)?;
+            if sink.is_none() && inner.index.file(&id)?.is_some() {
+                drop(claimed);
+                return inner.ended(id, size_bytes, kind);
+            }
+            let present = match claimed {
+                Claimed::Vacant(claim) => break claim,
+                Claimed::Present(present) => present,
+            };
             let proven = present.has(Pieces::new(present.size_bytes()).last());
             if sink.is_some() || present.is_sink() {
                 return Err(StoreError::InUse(id));
@@ -61,10 +65,8 @@ impl Store {
                 });
             }
             // What was staged under a size that nothing proves, or as another kind, is worth nothing.
-            drop(stagings);
             present.abandon()?;
-            stagings = lock(&inner.stagings);
-        }
+        };
         let pieces = Pieces::new(size_bytes);
         if pieces.count() > 1 && outboard.is_none() {
             return Err(StoreError::NoOutboard(id));
@@ -74,52 +76,12 @@ impl Store {
             None => inner.stage_file(id, size_bytes, outboard, kind)?,
         };
         let staging = Staging::new(inner, made);
-        stagings.insert(id, Slot::Active(staging.clone()));
-        drop(stagings);
-        inner.shared.arrivals.announce();
+        claim.settle(&staging);
         Ok(staging)
-    }
-
-    /// The transfer of `id` that is under way or can go on, if there is one. One on disk that cannot be read is none
-    /// (the log says why).
-    pub fn staging(&self, id: &BlobId) -> Option<Arc<Staging>> {
-        let mut stagings = lock(&self.0.stagings);
-        let found = self.0.activate(&mut stagings, id);
-        found.unwrap_or_else(|error| {
-            tracing::warn!(blob = %id, %error, "what an earlier transfer left cannot be read");
-            None
-        })
     }
 }
 
-type Slots = std::collections::HashMap<BlobId, Slot>;
-
 impl Inner {
-    /// The transfer of `id`, opened if it is only on disk.
-    fn activate(
-        self: &Arc<Self>,
-        stagings: &mut Slots,
-        id: &BlobId,
-    ) -> Result<Option<Arc<Staging>>, StoreError> {
-        match stagings.get(id) {
-            None => Ok(None),
-            Some(Slot::Active(staging)) => Ok(Some(staging.clone())),
-            Some(Slot::Parked) => {
-                let Some(made) = self.load_staging(*id)? else {
-                    stagings.remove(id);
-                    return Ok(None);
-                };
-                let staging = Staging::new(self, made);
-                stagings.insert(*id, Slot::Active(staging.clone()));
-                Ok(Some(staging))
-            }
-        }
-    }
-
-    pub fn forget_staging(&self, id: &BlobId) {
-        lock(&self.stagings).remove(id);
-    }
-
     /// A transfer of what is here already.
     fn ended(
         self: &Arc<Self>,
@@ -218,7 +180,7 @@ impl Inner {
     }
 
     /// Opens what an earlier process left; none (and it is removed) where it is of no use.
-    fn load_staging(&self, id: BlobId) -> Result<Option<Made>, StoreError> {
+    pub fn load_staging(&self, id: BlobId) -> Result<Option<Made>, StoreError> {
         let made = self.try_load(id);
         match made {
             Ok(Some(made)) => Ok(Some(made)),

@@ -14,7 +14,8 @@ use crate::{BlobFile, Lease, Served, ServedContent, StoreError, What};
 
 impl Store {
     /// Verified bytes of a complete or partial blob, or of its outboard. A range that goes beyond the end is cut off
-    /// there; of a partial blob all of the range must be here. The lease in it keeps the blob from eviction.
+    /// there; of a partial blob all of the range must be here, and
+    /// one that an earlier process left must have been opened ([`Store::have`] does so): this does not wait for hashing. The lease in it keeps the blob from eviction.
     ///
     /// # Errors
     /// [`StoreError::NotFound`], [`StoreError::NotHere`], [`StoreError::Io`].
@@ -40,7 +41,7 @@ impl Store {
         if let Some(located) = self.0.locate(id)? {
             return self.0.outboards.get_or_make(id, located.size_bytes, || encode(self.0.outboard(id)?));
         }
-        let staging = self.staging(id).ok_or(StoreError::NotFound(*id))?;
+        let staging = self.open_staging(id).ok_or(StoreError::NotFound(*id))?;
         self.0.outboards.get_or_make(id, staging.size_bytes(), || encode(staging.outboard()))
     }
 
@@ -62,7 +63,7 @@ impl Store {
     }
 
     fn serve_partial(&self, id: &BlobId, range: Range<u64>) -> Result<Served, StoreError> {
-        let staging = self.staging(id).ok_or(StoreError::NotFound(*id))?;
+        let staging = self.open_staging(id).ok_or(StoreError::NotFound(*id))?;
         let range = cut(id, &range, staging.size_bytes())?;
         let not_here = StoreError::NotHere { blob: *id, start: range.start, end: range.end };
         match staging.reader() {

@@ -252,7 +252,8 @@ impl Staging {
             }
         }
         *phase = Phase::Committed;
-        self.end(inner);
+        lock(&self.reservation).take();
+        drop(inner.reclaim(self));
     }
 
     /// Gives up and deletes what has arrived (of a sink: nothing, the file is the caller's). Nothing happens where it
@@ -267,7 +268,9 @@ impl Staging {
         }
         *phase = Phase::Abandoned;
         let Some(inner) = self.inner.upgrade() else { return Ok(()) };
-        self.end(&inner);
+        lock(&self.reservation).take();
+        // While the slot is ours: from then on these names may be those of another transfer.
+        let Some(_ours) = inner.reclaim(self) else { return Ok(()) };
         if self.map.is_some() {
             // The map first: without it the rest is garbage that the next start removes.
             for part in [Part::Map, Part::Data, Part::Outboard] {
@@ -275,12 +278,6 @@ impl Staging {
             }
         }
         Ok(())
-    }
-
-    fn end(&self, inner: &Inner) {
-        inner.forget_staging(&self.id);
-        lock(&self.reservation).take();
-        self.shared.arrivals.announce();
     }
 
     fn path(&self) -> PathBuf {

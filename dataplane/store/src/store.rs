@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use velo_object::{BlobId, Tree};
 
@@ -44,10 +44,11 @@ pub(crate) struct Shared {
     pub arrivals: Arrivals,
 }
 
-/// A transfer: on disk only, or with a [`Staging`].
+/// A transfer: on disk only, in the hands of one thread (see [`crate::slots`]), or with a [`Staging`].
 #[derive(Debug, Clone)]
 pub(crate) enum Slot {
     Parked,
+    Busy,
     Active(Arc<Staging>),
 }
 
@@ -65,6 +66,8 @@ pub(crate) struct Inner {
     pub shared: Arc<Shared>,
     pub buffers: Buffers,
     pub stagings: Mutex<HashMap<BlobId, Slot>>,
+    /// Told when a slot is no longer busy.
+    pub settled: Condvar,
     pub pins: Mutex<PinSet>,
     /// Held from looking for room until it is promised.
     reserving: Mutex<()>,
@@ -117,6 +120,7 @@ impl Store {
             shared,
             buffers: Buffers::default(),
             stagings: Mutex::default(),
+            settled: Condvar::new(),
             pins: Mutex::default(),
             reserving: Mutex::new(()),
             changing: Mutex::new(()),

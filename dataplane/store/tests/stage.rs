@@ -5,7 +5,7 @@ mod bench;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bench::*;
@@ -173,6 +173,71 @@ fn a_wait_ends_with_its_range_or_its_deadline() {
         staging.commit().expect("whole");
         store.wait(&id, 0..3 << 20, soon()).expect("complete");
     });
+}
+
+#[test]
+fn who_begins_anew_while_another_gives_up_keeps_what_is_made() {
+    let dir = tempdir();
+    let store = open(&dir);
+    let content = noise((1 << 20) + 5, 3);
+    let (id, outboard) = (BlobId::of(&content), outboard_of(&content));
+    let stage = || store.stage(id, content.len() as u64, outboard.clone(), None, BLOB);
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                // Not where the blob is here, and removed just now.
+                if let Ok(staging) = stage() {
+                    staging.abandon().expect("gone");
+                }
+            }
+        });
+        let mut failed = Vec::new();
+        for _ in 0..400 {
+            let staging = stage().expect("room");
+            let write = |index| staging.write(&piece(&content, outboard.as_ref(), index)).map(drop);
+            match write(0).and_then(|()| write(1)).and_then(|()| staging.commit()) {
+                Ok(()) => drop(store.remove(blob_root(id))),
+                // The other one gave up what both had.
+                Err(StoreError::Ended(_)) => {}
+                Err(error) => failed.push(error.to_string()),
+            }
+        }
+        ended.store(true, Ordering::Relaxed);
+        assert_eq!(failed, Vec::<String>::new());
+    });
+    let _ = store.remove(blob_root(id));
+    assert_eq!(store.usage().expect("figures").staged_bytes, 0);
+    assert_eq!(std::fs::read_dir(dir.path().join("staging")).expect("there").count(), 0);
+}
+
+#[test]
+fn hashing_a_destination_holds_up_nobody_else() {
+    let dir = tempdir();
+    let store = open(&dir);
+    let content = noise(96 << 20, 7);
+    let (id, outboard) = (BlobId::of(&content), outboard_of(&content));
+    let other = BlobId::of(b"something else");
+    let mut answered = false;
+    for _ in 0..10 {
+        let (outboard, sink) = (outboard.clone(), file_of(&content));
+        std::thread::scope(|scope| {
+            let hashing =
+                scope.spawn(|| store.stage(id, 96 << 20, outboard, Some(sink), BLOB).expect("room"));
+            while !hashing.is_finished() {
+                assert!(matches!(store.serve(&other, What::Blob, 0..1), Err(StoreError::NotFound(_))));
+                let begun = store.usage().expect("figures").partial == 1;
+                answered |= begun && store.have(&id).expect("index").is_none();
+            }
+            let staging = hashing.join().expect("no panic");
+            assert_eq!(staging.remaining(), 0);
+            staging.abandon().expect("nothing to delete");
+        });
+        if answered {
+            return;
+        }
+    }
+    panic!("nothing was answered while a destination was being hashed");
 }
 
 #[test]
