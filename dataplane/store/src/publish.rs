@@ -2,14 +2,14 @@
 //!
 //! Order, so that a crash at any instruction leaves either what was staged or a complete blob:
 //!
-//! 1. The bytes are flushed.
+//! 1. The bytes are flushed, and the outboard.
 //! 2. The file gets its name under `blobs/` or `packs/`.
 //! 3. The directory is flushed.
 //! 4. The index is told.
 //! 5. A pin, where there is one, is written into the book.
 //!
-//! Eviction waits meanwhile. The outboard beside the file needs no flush: it is checked whenever it is read, and made
-//! anew from the bytes where it is damaged.
+//! Eviction waits meanwhile. The outboard beside the file is checked whenever it is read, and made anew from the bytes
+//! where it is damaged: that takes long, so it is flushed though nothing would be lost with it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -157,11 +157,15 @@ impl Inner {
         if arrivals.len() >= FLUSH_ALL_FROM {
             return self.flush_all();
         }
+        let outboards = arrivals.iter().filter(|arrival| arrival.outboard.is_some());
+        let outboards = outboards.map(|arrival| self.dir.outboard(&arrival.id, arrival.kind));
+        let paths: Vec<PathBuf> =
+            arrivals.iter().map(|arrival| arrival.path.clone()).chain(outboards).collect();
         let flush = |_: &mut [u8], index: u64| {
-            let path = &arrivals[index as usize].path;
+            let path = &paths[index as usize];
             File::open(path).and_then(|file| file.sync_all()).map_err(|error| self.space.io(error, path, 0))
         };
-        on_all_cores(arrivals.len() as u64, 8, &self.buffers, &flush).map(drop)
+        on_all_cores(paths.len() as u64, 8, &self.buffers, &flush).map(drop)
     }
 
     /// Flushes the file system that the store lies on.

@@ -246,18 +246,52 @@ impl Inner {
         if Pieces::new(located.size_bytes).count() == 1 {
             return Ok(None);
         }
-        let path = self.dir.outboard(id, located.record.kind);
-        let stored = fs::read(&path).ok().and_then(|bytes| Outboard::decode(*id, &bytes).ok());
-        if let Some(mut outboard) = stored.filter(|outboard| outboard.size_bytes() == located.size_bytes) {
-            outboard.confirm();
+        if let Some(outboard) = self.stored_outboard(id, &located) {
             return Ok(Some(outboard));
         }
+        let path = self.dir.outboard(id, located.record.kind);
         tracing::warn!(blob = %id, "its outboard is missing or damaged; it is made anew");
         let outboard = self.hash_again(id, &located)?;
         if let Err(error) = fs::write(&path, outboard.encode()) {
             tracing::warn!(path = %path.display(), %error, "the outboard could not be written");
         }
         Ok(Some(outboard))
+    }
+
+    /// The outboard that lies beside a complete blob, if it is sound.
+    pub fn stored_outboard(&self, id: &BlobId, located: &Located) -> Option<Outboard> {
+        let bytes = fs::read(self.dir.outboard(id, located.record.kind)).ok()?;
+        let mut outboard = Outboard::decode(*id, &bytes).ok()?;
+        if outboard.size_bytes() != located.size_bytes {
+            return None;
+        }
+        outboard.confirm();
+        Some(outboard)
+    }
+
+    /// Begins to make the outboard of a complete blob anew, unless one is being made: whoever is asked for it meanwhile
+    /// refuses. A blob that turns out to be damaged goes to quarantine, so that it is not hashed again and again.
+    pub fn mend_outboard(self: &Arc<Self>, id: &BlobId, located: &Located) {
+        if self.mending.swap(true, Relaxed) {
+            return;
+        }
+        let (inner, id, located) = (self.clone(), *id, *located);
+        let mend = move || {
+            let mended = match inner.outboard(&id) {
+                Err(StoreError::Damaged(_)) if located.file == id => {
+                    inner.scrub(id, located.record).map(drop)
+                }
+                made => made.map(drop),
+            };
+            if let Err(error) = mended {
+                tracing::warn!(blob = %id, %error, "its outboard could not be made anew");
+            }
+            inner.mending.store(false, Relaxed);
+        };
+        if let Err(error) = std::thread::Builder::new().name("velo-outboard".into()).spawn(mend) {
+            tracing::warn!(blob = %id, %error, "its outboard is not made anew: no thread");
+            self.mending.store(false, Relaxed);
+        }
     }
 
     fn hash_again(&self, id: &BlobId, located: &Located) -> Result<Outboard, StoreError> {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
-use velo_object::{BlobId, Outboard};
+use velo_object::{BlobId, Outboard, Pieces};
 
 use crate::dir::Part;
 use crate::error::At;
@@ -18,7 +18,8 @@ impl Store {
     /// one that an earlier process left must have been opened ([`Store::have`] does so): this does not wait for hashing. The lease in it keeps the blob from eviction.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`], [`StoreError::NotHere`], [`StoreError::Io`].
+    /// [`StoreError::NotFound`], [`StoreError::NotHere`] (also while a damaged outboard is made anew),
+    /// [`StoreError::Io`].
     pub fn serve(&self, id: &BlobId, what: What, range: Range<u64>) -> Result<Served, StoreError> {
         match what {
             What::Blob => self.serve_blob(id, range),
@@ -35,11 +36,20 @@ impl Store {
         }
     }
 
+    /// Of a complete blob only the stored one: to make it anew, all of the blob must be hashed, for which this does not
+    /// wait.
     fn encoded_outboard(&self, id: &BlobId) -> Result<Arc<[u8]>, StoreError> {
         let encode =
             |outboard: Option<Outboard>| outboard.map(|o| o.encode()).ok_or(StoreError::NotFound(*id));
         if let Some(located) = self.0.locate(id)? {
-            return self.0.outboards.get_or_make(id, located.size_bytes, || encode(self.0.outboard(id)?));
+            return self.0.outboards.get_or_make(id, located.size_bytes, || {
+                let stored = self.0.stored_outboard(id, &located);
+                if stored.is_none() && Pieces::new(located.size_bytes).count() > 1 {
+                    self.0.mend_outboard(id, &located);
+                    return Err(StoreError::NotHere { blob: *id, start: 0, end: 0 });
+                }
+                encode(stored)
+            });
         }
         let staging = self.open_staging(id).ok_or(StoreError::NotFound(*id))?;
         self.0.outboards.get_or_make(id, staging.size_bytes(), || encode(staging.outboard()))

@@ -62,6 +62,8 @@ pub(crate) struct Inner {
     pub book: Book,
     pub files: Files,
     pub outboards: Outboards,
+    /// Whether an outboard is being made anew.
+    pub mending: AtomicBool,
     pub space: Arc<Space>,
     pub shared: Arc<Shared>,
     pub buffers: Buffers,
@@ -116,6 +118,7 @@ impl Store {
             book,
             files: Files::default(),
             outboards: Outboards::default(),
+            mending: AtomicBool::new(false),
             space,
             shared,
             buffers: Buffers::default(),

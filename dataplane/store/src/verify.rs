@@ -45,7 +45,8 @@ impl Store {
 }
 
 impl Inner {
-    fn scrub(&self, id: BlobId, record: FileRecord) -> Result<Option<Damage>, StoreError> {
+    /// Hashes a file again; what of it is damaged, if anything is. It is in quarantine then.
+    pub fn scrub(&self, id: BlobId, record: FileRecord) -> Result<Option<Damage>, StoreError> {
         let path = self.dir.file(&id, record.kind);
         let pieces = match File::open(&path) {
             Ok(file) => {

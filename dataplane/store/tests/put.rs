@@ -51,6 +51,39 @@ fn the_outboard_is_served_in_parts_and_made_anew_where_it_is_damaged() {
 }
 
 #[test]
+fn serving_does_not_wait_until_an_outboard_is_made_anew() {
+    let dir = tempdir();
+    let content = noise(5 << 20, 1);
+    let damaged = noise(5 << 20, 2);
+    let (id, bad) = {
+        let store = open(&dir);
+        (put_blob(&store, &content), put_blob(&store, &damaged))
+    };
+    let path = |id: &BlobId| dir.path().join("blobs").join(&id.to_hex()[..2]).join(id.to_hex());
+    for id in [&id, &bad] {
+        fs::remove_file(path(id).with_extension("ob")).expect("beside it");
+    }
+    fs::set_permissions(path(&bad), fs::Permissions::from_mode(0o600)).expect("ours");
+    fs::write(path(&bad), &content).expect("writable");
+    let store = open(&dir);
+    let until = |done: &dyn Fn() -> bool| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !done() {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let serve = |id: &BlobId| store.serve(id, What::Outboard, 0..u64::MAX);
+    assert!(matches!(serve(&id), Err(StoreError::NotHere { .. })));
+    until(&|| serve(&id).is_ok());
+    let encoded = outboard_of(&content).expect("five pieces").encode();
+    assert_eq!(served_bytes(&serve(&id).expect("made anew")), encoded);
+    assert_eq!(fs::read(path(&id).with_extension("ob")).expect("written"), encoded);
+    until(&|| matches!(serve(&bad), Err(StoreError::NotFound(_))));
+    assert!(!store.has(&bad).expect("index"), "what is found to be damaged does not stay");
+}
+
+#[test]
 fn a_tree_is_one_unit_with_its_packs() {
     let dir = tempdir();
     let store = open(&dir);
