@@ -149,7 +149,7 @@ fn flip_a_byte(path: &Path, at: u64) {
 
 #[test]
 fn a_damaged_piece_is_refused_and_its_sender_named() {
-    let cluster = Cluster::start(3);
+    let mut cluster = Cluster::start(3);
     let source = cluster.path("source");
     random_file(&source, 6, 64 << 20);
     let id = put(&cluster.nodes[0], &source);
@@ -157,7 +157,9 @@ fn a_damaged_piece_is_refused_and_its_sender_named() {
     flip_a_byte(&stored_file(&cluster.nodes[0], id), (17 << 20) + 12_345);
     let (liar, honest) = (node_id(&cluster.nodes[0]), node_id(&cluster.nodes[1]));
 
-    // From the liar alone: all but the damaged piece come, and the job waits for another source.
+    // From the liar alone (a node also asks others that it has a session with): all but the damaged piece come, and the job
+    // waits for another source.
+    cluster.nodes[1].stop();
     let mut socket = cluster.nodes[2].socket();
     let job = pull(&mut socket, id, vec![liar]).expect("a job");
     wait_until("the damaged piece is noticed", || job_status(&mut socket, job).bad_pieces > 0);
@@ -165,6 +167,7 @@ fn a_damaged_piece_is_refused_and_its_sender_named() {
         !have(&mut socket, id.blob).is_some_and(|have| have.contains(17)),
         "the damaged piece was stored"
     );
+    cluster.nodes[1].up(&[]);
     socket.add_sources(job, vec![honest]).expect("another source");
     let status = finish(&mut socket, job).expect("velod answers");
     assert_eq!(status.state, JobState::Complete);
