@@ -253,6 +253,10 @@ fn open(
                 return Ok(Opened::Partial { target, staging });
             }
             staging.abandon().map_err(of_store)?;
+        } else if staging.remaining() == 0 && staging.kind() == kind {
+            // An earlier process ended between its only piece and the commit.
+            staging.commit().map_err(of_store)?;
+            return Ok(Opened::Complete { size_bytes: staging.size_bytes() });
         }
     }
     let one_piece = trusted_bytes.is_some_and(|size_bytes| size_bytes <= PIECE_BYTES);
@@ -314,5 +318,36 @@ fn have(store: &Store, blob: &BlobId) -> Option<HaveMap> {
             tracing::warn!("asked by a peer what is here of {blob}: {error}");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use velo_object::{Expected, Verified};
+    use velo_store::StoreOptions;
+
+    use super::*;
+
+    fn store_in(dir: &tempfile::TempDir) -> Store {
+        Store::open(StoreOptions::new(dir.path())).expect("opens").0
+    }
+
+    fn opened(store: &Store, blob: BlobId, trusted_bytes: Option<u64>) -> Opened {
+        open(store, blob, StageKind::Blob, trusted_bytes, None).expect("the store works")
+    }
+
+    #[test]
+    fn the_only_piece_of_a_blob_that_was_not_committed_is_not_fetched_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let content = vec![7; 1000];
+        let blob = BlobId::of(&content);
+        {
+            let staging = store_in(&dir).stage(blob, 1000, None, None, StageKind::Blob).expect("room");
+            let piece = Verified::check(&content[..], 1000, Expected::Whole(blob)).expect("it is");
+            staging.write(&piece).expect("room");
+        }
+        let store = store_in(&dir);
+        assert!(matches!(opened(&store, blob, None), Opened::Complete { size_bytes: 1000 }));
+        assert!(store.has(&blob).expect("index"));
     }
 }
