@@ -323,7 +323,7 @@ fn have(store: &Store, blob: &BlobId) -> Option<HaveMap> {
 
 #[cfg(test)]
 mod tests {
-    use velo_object::{Expected, Verified};
+    use velo_object::{Expected, OutboardBuilder, Pieces, Verified, chaining_value};
     use velo_store::StoreOptions;
 
     use super::*;
@@ -349,5 +349,41 @@ mod tests {
         let store = store_in(&dir);
         assert!(matches!(opened(&store, blob, None), Opened::Complete { size_bytes: 1000 }));
         assert!(store.has(&blob).expect("index"));
+    }
+
+    #[test]
+    fn a_size_that_a_tree_proved_is_proven_after_a_restart() {
+        for trusted in [true, false] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let content: Vec<u8> = (0..(2 << 20) + 5).map(|at: u32| at as u8).collect();
+            let (blob, size_bytes) = (BlobId::of(&content), content.len() as u64);
+            let mut builder = OutboardBuilder::new(size_bytes);
+            let pieces = Pieces::new(size_bytes);
+            let bytes_of =
+                |index| &content[pieces.range(index).start as usize..pieces.range(index).end as usize];
+            (0..3).for_each(|index| builder.set(index, chaining_value(index, bytes_of(index))));
+            let bytes = builder.finish().encode();
+            {
+                let sent = SentOutboard {
+                    blob,
+                    bytes,
+                    size_bytes,
+                    trusted_bytes: trusted.then_some(size_bytes),
+                    kind: StageKind::Blob,
+                    sink: None,
+                };
+                let target = under_outboard(&store_in(&dir), sent).expect("room");
+                let staging = target.staging().expect("just made");
+                let expected = target.expected(0);
+                staging
+                    .write(&Verified::check(bytes_of(0), 1 << 20, expected).expect("it is"))
+                    .expect("room");
+            }
+            match opened(&store_in(&dir), blob, None) {
+                Opened::Partial { staging, .. } => assert!(trusted && staging.has(0)),
+                Opened::Nothing { .. } => assert!(!trusted, "what had arrived was thrown away"),
+                Opened::Complete { .. } => panic!("two pieces are missing"),
+            }
+        }
     }
 }

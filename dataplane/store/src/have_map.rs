@@ -7,7 +7,8 @@
 //! | 0..3 | `VHM` |
 //! | 3 | the version: `1` (0x31) |
 //! | 4 | 0 a blob, 1 a pack |
-//! | 5..8 | zero |
+//! | 5 | 1 where the size was proven when the transfer began (a verified tree states it), else 0 |
+//! | 6..8 | zero |
 //! | 8..16 | size of the blob |
 //! | 16..48 | BLAKE3 hash of the kernel's boot id under which the pieces were written |
 //! | 48.. | one byte for each piece: 0 missing, 1 here, 2 here and a hole |
@@ -42,6 +43,8 @@ pub(crate) struct Loaded {
     pub map: HaveMap,
     pub kind: StageKind,
     pub size_bytes: u64,
+    /// The size needs no further proof.
+    pub proven: bool,
     pub have: PieceSet,
     pub holes: PieceSet,
     /// Written under this boot, so it can be trusted.
@@ -52,10 +55,11 @@ fn boot() -> [u8; 32] {
     *blake3::hash(boot_id().as_bytes()).as_bytes()
 }
 
-fn header(kind: StageKind, size_bytes: u64) -> [u8; HEADER_BYTES] {
+fn header(kind: StageKind, size_bytes: u64, proven: bool) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
     bytes[..4].copy_from_slice(&MAGIC);
     bytes[4] = u8::from(kind == StageKind::Pack);
+    bytes[5] = u8::from(proven);
     bytes[8..16].copy_from_slice(&size_bytes.to_le_bytes());
     bytes[16..].copy_from_slice(&boot());
     bytes
@@ -63,11 +67,11 @@ fn header(kind: StageKind, size_bytes: u64) -> [u8; HEADER_BYTES] {
 
 impl HaveMap {
     /// An empty map.
-    pub fn create(path: &Path, kind: StageKind, size_bytes: u64) -> io::Result<Self> {
+    pub fn create(path: &Path, kind: StageKind, size_bytes: u64, proven: bool) -> io::Result<Self> {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
         file.set_len(HEADER_BYTES as u64 + Pieces::new(size_bytes).count())?;
-        file.write_all_at(&header(kind, size_bytes), 0)?;
+        file.write_all_at(&header(kind, size_bytes, proven), 0)?;
         Ok(Self { file })
     }
 
@@ -99,7 +103,8 @@ impl HaveMap {
             }
         }
         let same_boot = bytes[16..] == boot();
-        Ok(Some(Loaded { map: Self { file }, kind, size_bytes, have, holes, same_boot }))
+        let proven = bytes[5] == 1;
+        Ok(Some(Loaded { map: Self { file }, kind, size_bytes, proven, have, holes, same_boot }))
     }
 
     /// Says that a piece is here; its bytes were written before.
@@ -113,8 +118,8 @@ impl HaveMap {
     }
 
     /// Says that what the map states was checked under this boot.
-    pub fn renew(&self, kind: StageKind, size_bytes: u64) -> io::Result<()> {
-        self.file.write_all_at(&header(kind, size_bytes), 0)
+    pub fn renew(&self, kind: StageKind, size_bytes: u64, proven: bool) -> io::Result<()> {
+        self.file.write_all_at(&header(kind, size_bytes, proven), 0)
     }
 }
 
@@ -126,14 +131,19 @@ mod tests {
     fn a_map_survives_and_garbage_is_none() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("map");
-        let map = HaveMap::create(&path, StageKind::Pack, (5 << 20) + 1).expect("made");
+        let map = HaveMap::create(&path, StageKind::Pack, (5 << 20) + 1, true).expect("made");
         map.set(0, false).expect("set");
         map.set(5, true).expect("set");
         drop(map);
         let loaded = HaveMap::load(&path).expect("readable").expect("a map");
         assert_eq!(loaded.have.iter().collect::<Vec<_>>(), [0, 5]);
         assert_eq!(loaded.holes.iter().collect::<Vec<_>>(), [5]);
-        assert!(loaded.same_boot && loaded.kind == StageKind::Pack && loaded.size_bytes == (5 << 20) + 1);
+        assert!(
+            loaded.proven
+                && loaded.same_boot
+                && loaded.kind == StageKind::Pack
+                && loaded.size_bytes == (5 << 20) + 1
+        );
         let bytes = std::fs::read(&path).expect("readable");
         for cut in [0, 1, 47, 48, bytes.len() - 1] {
             std::fs::write(&path, &bytes[..cut]).expect("written");

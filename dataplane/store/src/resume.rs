@@ -125,7 +125,9 @@ impl Inner {
         remove_file(&path)?;
         let file = open_data(&path, true)?;
         file.set_len(size_bytes).map_err(failed)?;
-        let map = HaveMap::create(&self.dir.staged(&id, Part::Map), kind, size_bytes).map_err(failed)?;
+        let proven = outboard.as_ref().is_some_and(Outboard::is_confirmed);
+        let map =
+            HaveMap::create(&self.dir.staged(&id, Part::Map), kind, size_bytes, proven).map_err(failed)?;
         let count = Pieces::new(size_bytes).count();
         Ok(Made {
             id,
@@ -203,7 +205,12 @@ impl Inner {
         let outboard = if Pieces::new(size_bytes).count() > 1 {
             let bytes = fs::read(self.dir.staged(&id, Part::Outboard)).unwrap_or_default();
             match Outboard::decode(id, &bytes) {
-                Ok(outboard) if outboard.size_bytes() == size_bytes => Some(outboard),
+                Ok(mut outboard) if outboard.size_bytes() == size_bytes => {
+                    if loaded.proven {
+                        outboard.confirm();
+                    }
+                    Some(outboard)
+                }
                 _ => return Ok(None),
             }
         } else {
@@ -220,7 +227,7 @@ impl Inner {
                 self.proven(id, &file, size_bytes, outboard.as_ref(), &loaded.have, &loaded.holes)?;
             let lost: Vec<u64> = loaded.have.iter().filter(|index| !proven.contains(*index)).collect();
             loaded.map.clear(&lost).at(&map_path)?;
-            loaded.map.renew(loaded.kind, size_bytes).at(&map_path)?;
+            loaded.map.renew(loaded.kind, size_bytes, loaded.proven).at(&map_path)?;
             lost.iter().for_each(|index| _ = loaded.holes.remove(*index));
             loaded.have = proven;
         }
