@@ -59,6 +59,11 @@ impl Engine {
             SessionEvent::Down { node, .. } => self.session_down(now, node),
             SessionEvent::Message { node, message } => self.message(now, node, message),
             SessionEvent::Stream { node, stream } => {
+                if !self.peers.get(&node).is_some_and(|peer| peer.up) {
+                    // Nothing would close it: what ends a peer's streams is the end of its session.
+                    tracing::debug!(peer = node.short(), "a data stream without a session is dropped");
+                    return;
+                }
                 if self.peer(node).paths.len() >= PATHS_PER_PEER {
                     add(&self.shared.metrics.counters.peer_limit_total, 1);
                     return;

@@ -22,7 +22,7 @@ use super::dial::HANDSHAKE_TIMEOUT;
 use super::live::{self, Authenticated, NoSession};
 use super::registry::lock;
 use super::wire::{read_bytes, write_bytes};
-use super::{CallReply, DataStream, SessionError, SessionEvent, Shared};
+use super::{CallReply, DataStream, SessionError, Shared};
 use crate::identity::{DATA_ALPN, JOIN_ALPN, SESSION_ALPN};
 
 /// Connections whose peer is not known yet.
@@ -236,16 +236,13 @@ async fn handshake(shared: &Shared, mut stream: TcpStream, address: SocketAddr) 
 
 /// A data stream belongs to a session that is up.
 fn accept_data(shared: &Shared, peer: Authenticated) -> Result<(), String> {
-    if shared.registry.get(&peer.node).is_none() {
-        return Err("a data stream without a session".to_owned());
-    }
+    let session = shared.registry.get(&peer.node).ok_or("a data stream without a session")?;
     let TlsStream::Server(stream) = peer.stream else { return Err("not a server's stream".to_owned()) };
     let (tcp, tls) = stream.into_inner();
     let keys = TlsKeys::take(Connection::Server(tls)).map_err(|error| error.to_string())?;
     let tcp = tcp.into_std().map_err(|error| error.to_string())?;
     let stream = DataStream { tcp, tls: Some(keys) };
-    shared.event(SessionEvent::Stream { node: peer.node, stream });
-    Ok(())
+    Ok(shared.stream_ready(&session, stream)?)
 }
 
 /// A plain data stream: only where both sides said trusted, and proven by the session's key. Nothing is answered otherwise.
@@ -259,8 +256,7 @@ fn accept_plain(shared: &Shared, stream: TcpStream, bytes: &[u8; PREAMBLE_BYTES]
     Preamble::check(bytes, &session.stream_key, &mut lock(&session.seen_streams))
         .map_err(|error| error.to_string())?;
     let stream = DataStream { tcp: stream.into_std().map_err(|error| error.to_string())?, tls: None };
-    shared.event(SessionEvent::Stream { node: session.node, stream });
-    Ok(())
+    Ok(shared.stream_ready(&session, stream)?)
 }
 
 /// One request to join, handed to velo-control as it is; one answer.

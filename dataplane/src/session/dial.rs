@@ -186,7 +186,11 @@ impl Shared {
             let (shared, session) = (self.clone(), session.clone());
             self.runtime.spawn(async move {
                 match open_stream(&shared, &session).await {
-                    Ok(stream) => shared.event(SessionEvent::Stream { node, stream }),
+                    Ok(stream) => {
+                        if let Err(reason) = shared.stream_ready(&session, stream) {
+                            tracing::debug!(peer = %node.short(), reason, "a data stream is dropped");
+                        }
+                    }
                     Err(reason) => {
                         tracing::debug!(peer = %node.short(), %reason, "no data stream");
                         if may_ask && let Err(reason) = session.send(&Frame::OpenStreams(1)) {
@@ -196,6 +200,20 @@ impl Shared {
                 }
             });
         }
+    }
+
+    /// Gives out a data stream of `session`, unless that has ended during the handshake: nobody would close it.
+    pub(super) fn stream_ready(
+        &self,
+        session: &Arc<Session>,
+        stream: DataStream,
+    ) -> Result<(), &'static str> {
+        let _order = lock(&self.registry.order);
+        if !self.registry.is_up(session) {
+            return Err("its session has ended");
+        }
+        self.event(SessionEvent::Stream { node: session.node, stream });
+        Ok(())
     }
 }
 

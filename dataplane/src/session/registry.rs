@@ -139,6 +139,11 @@ impl Registry {
         Ok(sessions.insert(session.node, session.clone()))
     }
 
+    /// Whether this very session is up: neither ended, nor replaced.
+    pub(super) fn is_up(&self, session: &Arc<Session>) -> bool {
+        lock(&self.sessions).get(&session.node).is_some_and(|present| Arc::ptr_eq(present, session))
+    }
+
     /// Takes a session out; false where another has taken its place.
     pub(super) fn remove(&self, session: &Arc<Session>) -> bool {
         let mut sessions = lock(&self.sessions);

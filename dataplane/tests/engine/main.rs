@@ -9,6 +9,7 @@ use hub::{Hub, Node, content, node_id};
 use liar::{Liar, Lie};
 use velo_object::{BlobId, ObjectId, ObjectKind};
 use velo_socket::{ErrorCode, JobState};
+use velod::session::{DataStream, SessionEvent};
 
 const MIB: usize = 1 << 20;
 
@@ -353,4 +354,20 @@ fn a_sink_that_is_let_go_is_filled_by_the_next_job_without_fetching_a_piece_twic
     let mut found = vec![0; bytes.len()];
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut found, 0).expect("all of it");
     assert!(found == bytes);
+}
+
+#[test]
+fn a_data_stream_of_a_peer_without_a_session_is_closed() {
+    let hub = Hub::default();
+    let node = Node::start(&hub, 1);
+    let peer = node_id(2);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    node.handle().session_event(SessionEvent::Up { node: peer, address, incoming: true });
+    node.handle().session_event(SessionEvent::Down { node: peer, reason: "it is revoked".into() });
+    let mut far = std::net::TcpStream::connect(address).expect("loopback");
+    far.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
+    let (tcp, _) = listener.accept().expect("connected");
+    node.handle().session_event(SessionEvent::Stream { node: peer, stream: DataStream { tcp, tls: None } });
+    assert_eq!(std::io::Read::read(&mut far, &mut [0; 1]).expect("closed"), 0);
 }

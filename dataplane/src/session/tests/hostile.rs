@@ -1,7 +1,7 @@
 //! Members that break the protocol: they are dropped, and cost nobody anything else.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use rustls::{ClientConnection, StreamOwned};
@@ -11,8 +11,8 @@ use super::Node;
 use super::authority::{Authority, key, node_of};
 use super::strangers::{client, dial};
 use crate::identity::{SESSION_ALPN, server_name};
-use crate::session::SessionEvent;
 use crate::session::wire::{Frame, Hello, MAX_FRAME_BYTES, VERSION};
+use crate::session::{DataStream, SessionEvent};
 
 type Tls = StreamOwned<ClientConnection, TcpStream>;
 
@@ -139,4 +139,31 @@ fn pings_are_answered_and_stray_replies_ignored() {
     assert!(served >= 64 && refused > 0, "{served} served, {refused} refused");
     drop(stream);
     assert!(matches!(target.next(), SessionEvent::Down { node: down, .. } if down == node));
+}
+
+#[test]
+fn a_data_stream_that_is_ready_after_its_session_is_dropped() {
+    let authority = Authority::new();
+    let target = Node::new(&authority);
+    let (node, stream) = begin(&authority, &target);
+    let shared = &target.sessions.shared;
+    let session = shared.registry.get(&node).expect("a session");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let pair = || {
+        let far = TcpStream::connect(listener.local_addr().expect("bound")).expect("loopback");
+        (DataStream { tcp: listener.accept().expect("connected").0, tls: None }, far)
+    };
+    let (near, _far) = pair();
+    shared.stream_ready(&session, near).expect("its session is up");
+    let given = target.wait(|event| match event {
+        SessionEvent::Stream { node, .. } => Some(node),
+        _ => None,
+    });
+    assert_eq!(given, node);
+    drop(stream);
+    target.wait_down(node);
+    let (near, mut far) = pair();
+    shared.stream_ready(&session, near).expect_err("its session has ended");
+    assert_eq!(far.read(&mut [0; 1]).expect("closed"), 0);
+    assert!(target.quiet_for(Duration::from_millis(50)));
 }
