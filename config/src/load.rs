@@ -139,12 +139,16 @@ impl Merge {
         for (name, value) in env {
             let Some(rest) = name.strip_prefix("VELO_") else { continue };
             let Some((section, key)) = rest.split_once('_') else { continue };
-            let section = section.to_ascii_lowercase();
+            let (section, key) = (section.to_ascii_lowercase(), key.to_ascii_lowercase());
+            let place = Place::Environment(name.clone());
             if !self.defaults.contains_key(&section) {
+                let known = |body: &Value| body.as_table().is_some_and(|body| body.contains_key(&key));
+                if self.defaults.values().any(known) {
+                    self.section(&section, &place)?; // a key of ours under a section that is none
+                }
                 continue; // another program's, or a variable that only a flag reads
             }
-            let place = Place::Environment(name.clone());
-            let key = self.key(&section, &key.to_ascii_lowercase(), &place)?;
+            let key = self.key(&section, &key, &place)?;
             self.text(&section, &key, value, place)?;
         }
         Ok(())

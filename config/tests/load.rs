@@ -75,6 +75,8 @@ fn an_unknown_key_names_the_nearest_and_its_place() {
     }
     let error = Config::load(None, env(&[("VELO_NET_TRUSTD", "1")]), &[]).unwrap_err().to_string();
     assert!(error.contains("VELO_NET_TRUSTD") && error.contains("`net.trusted`"), "{error}");
+    let error = Config::load(None, env(&[("VELO_NETT_LISTEN", "[::]:1")]), &[]).unwrap_err().to_string();
+    assert!(error.contains("VELO_NETT_LISTEN") && error.contains("`net`"), "{error}");
     for key in ["net", "net.lisden", "listen"] {
         let set = [(key.to_string(), "x".to_string())];
         let error = Config::load(None, env(&[]), &set).unwrap_err();
