@@ -15,7 +15,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use velo_object::{BlobId, Entry, EntryKind, ObjectId, ObjectKind, PIECE_BYTES, Tree};
-use velo_socket::{ErrorCode, JobState};
+use velo_socket::{ErrorCode, JobState, check_current};
 
 use super::api::meaning;
 use super::range::{Wanted, wanted};
@@ -180,6 +180,7 @@ fn stream(app: &App, blob: BlobId, opened: Opened, bytes: Range<u64>) -> Body {
             let next = end.min((at / PIECE_BYTES + 1) * PIECE_BYTES);
             if !complete {
                 velod.wait(blob, at..next, NEXT_PIECE).await.map_err(io::Error::other)?;
+                check_current(&file, &blob).map_err(io::Error::other)?;
             }
             let read = tokio::task::spawn_blocking(move || {
                 let mut chunk = vec![0; usize::try_from(next - at).unwrap_or(0)];
@@ -294,6 +295,7 @@ async fn small(
     }
     if !opened.complete && !range.is_empty() {
         app.control.velod.wait(pack, range, NEXT_PIECE).await?;
+        check_current(&opened.file, &pack).map_err(VelodError::Refused)?;
     }
     let bytes = usize::try_from(entry.size_bytes).unwrap_or(0);
     let read = tokio::task::spawn_blocking(move || {

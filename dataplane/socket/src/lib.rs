@@ -17,6 +17,6 @@ pub use client::{Client, Responses};
 pub use error::{ClientError, FrameError};
 pub use frame::Connection;
 pub use message::*;
-pub use reader::BlobReader;
+pub use reader::{BlobReader, check_current};
 pub use requests::{BookEntry, Pull, memory_file};
 pub use serving::{Answers, Call, Calls};

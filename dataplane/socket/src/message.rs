@@ -82,7 +82,9 @@ pub enum Request {
     },
 
     /// A read-only descriptor of a blob, and where in it the blob lies. For a partial blob only where `partial` is set: then only
-    /// ranges for which [`Request::Wait`] has answered may be read. [`Response::Opened`].
+    /// ranges for which [`Request::Wait`] has answered may be read, and only if the file still has a name (a link) then: one
+    /// without gave way to another transfer, and the blob must be opened again. [`ErrorCode::NotFound`] also while the size of a
+    /// partial blob is not proven. [`Response::Opened`].
     Open {
         /// Which blob.
         blob: BlobId,

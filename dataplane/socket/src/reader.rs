@@ -2,15 +2,31 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Duration;
 
 use velo_object::{BlobId, PieceSet, Pieces};
 
-use crate::{Client, ClientError};
+use crate::{Client, ClientError, Error, ErrorCode};
 
 /// How long a read waits for its range, unless told otherwise.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Whether the file of a partial blob is still the one that [`Client::wait`] answers for; to be asked after each wait.
+/// velod deletes the file of a transfer before another one takes its place: then it has no name any more.
+///
+/// # Errors
+/// [`ErrorCode::Conflict`]: the blob must be opened again. [`ErrorCode::Io`].
+pub fn check_current(file: &File, blob: &BlobId) -> Result<(), Error> {
+    match file.metadata().map(|metadata| metadata.nlink()) {
+        Ok(0) => Err(Error {
+            code: ErrorCode::Conflict,
+            message: format!("what had arrived of {blob} gave way to another transfer: open it again"),
+        }),
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error { code: ErrorCode::Io, message: format!("the file of {blob}: {error}") }),
+    }
+}
 
 /// A blob, as `Read` and `Seek`. Nothing is copied by velod: reads go to the file itself.
 #[derive(Debug)]
@@ -87,6 +103,7 @@ impl BlobReader {
         for index in first..=last {
             if !ready.contains(index) {
                 self.client.wait(self.blob, pieces.range(index), self.timeout)?;
+                check_current(&self.file, &self.blob)?;
                 ready.insert(index);
             }
         }

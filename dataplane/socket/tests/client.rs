@@ -129,7 +129,9 @@ fn a_watch_ends_with_its_job() {
 #[test]
 fn a_reader_waits_for_each_piece_once() {
     let content: Vec<u8> = (0..2 * PIECE_BYTES + 100).map(|at| (at % 253) as u8).collect();
-    let mut file = tempfile::tempfile().expect("a file");
+    // With a name, as the file of a transfer has.
+    let named = tempfile::NamedTempFile::new().expect("a file");
+    let mut file = named.reopen().expect("a descriptor");
     file.write_all(&[0xee; 10]).expect("written");
     let (waits, waited) = std::sync::mpsc::channel();
     let (late, written) = (content.clone(), file.try_clone().expect("a clone"));
@@ -164,6 +166,32 @@ fn a_reader_waits_for_each_piece_once() {
     assert_eq!(waited[0], 2 * PIECE_BYTES..2 * PIECE_BYTES + 100);
     assert!(reader.seek(SeekFrom::Current(-(1 << 40))).is_err());
     assert_eq!(reader.read_at(&mut [0; 10], u64::MAX).expect("the end"), 0);
+}
+
+#[test]
+fn a_reader_does_not_read_what_gave_way_to_another_transfer() {
+    let named = tempfile::NamedTempFile::new().expect("a file");
+    named.as_file().set_len(3 * PIECE_BYTES).expect("sparse");
+    let file = named.reopen().expect("a descriptor");
+    let mut named = Some(named);
+    let (mut client, _server) = served(move |request, connection| match request {
+        Request::Open { .. } => {
+            let opened = Response::Opened { offset_bytes: 0, size_bytes: 3 * PIECE_BYTES, complete: false };
+            connection.send_response(&opened, &[file.as_fd()]).expect("sent");
+        }
+        Request::Wait { range, .. } => {
+            if range.start > 0 {
+                drop(named.take());
+            }
+            connection.send_response(&Response::Done, &[]).expect("sent");
+        }
+        other => panic!("{other:?}"),
+    });
+    let mut reader = client.reader(BlobId::of(b"content"), true).expect("a reader");
+    reader.ready(0..PIECE_BYTES).expect("still there");
+    let error = reader.ready(0..2 * PIECE_BYTES).expect_err("it has no name any more");
+    assert_eq!(error.code(), Some(ErrorCode::Conflict));
+    assert!(reader.read_at(&mut [0; 10], 2 * PIECE_BYTES).is_err());
 }
 
 #[test]

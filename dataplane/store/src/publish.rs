@@ -20,7 +20,7 @@ use velo_object::pack::{PACK_TRAILER_BYTES, PackError};
 use velo_object::{BlobId, ObjectId, PackEntry, PackIndex};
 
 use crate::copy::on_all_cores;
-use crate::dir::{FileKind, remove_file, sync_dir};
+use crate::dir::{FileKind, Part, remove_file, sync_dir};
 use crate::error::At;
 use crate::index::{FileRecord, Indexed};
 use crate::store::{Inner, lock};
@@ -66,7 +66,7 @@ impl Inner {
         }
         self.flush(arrivals)?;
 
-        let _changing = lock(&self.changing);
+        let changing = lock(&self.changing);
         self.writable()?;
         if let Some(Pinned { root, known }) = &pinned {
             self.still_here(*root, known)?;
@@ -88,6 +88,14 @@ impl Inner {
             return Err(self.no_room(error));
         }
         self.shared.counts.committed.fetch_add(added.len() as u64, Relaxed);
+        drop(changing);
+        for arrival in
+            arrivals.iter().filter(|arrival| arrival.path != self.dir.staged(&arrival.id, Part::Data))
+        {
+            if let Err(error) = self.supersede(&arrival.id) {
+                tracing::warn!(blob = %arrival.id, %error, "it is here; what is left of a transfer stays until the next start");
+            }
+        }
         self.shared.arrivals.announce();
         Ok(())
     }

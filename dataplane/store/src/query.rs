@@ -124,7 +124,8 @@ impl Store {
     }
 
     /// Waits until a range is here and verified, also of a blob that is not yet being received. What lies beyond the
-    /// blob's end counts as here.
+    /// blob's end counts as here. Who has a file of a transfer from [`Store::open_blob`] looks afterwards whether it
+    /// still has a name: if not, the transfer gave way to another, and the blob must be opened again.
     ///
     /// # Errors
     /// [`StoreError::TimedOut`] at the deadline, [`StoreError::Database`], [`StoreError::Io`].
@@ -138,14 +139,6 @@ impl Store {
         };
         let timed_out = StoreError::TimedOut { blob: *id, start: range.start, end: range.end };
         self.0.shared.arrivals.wait(deadline, arrived).unwrap_or(Err(timed_out))
-    }
-
-    fn is_here(&self, id: &BlobId, range: &Range<u64>) -> Result<bool, StoreError> {
-        // The transfer first: between the two questions it may have been committed, never the other way round.
-        if self.open_staging(id).is_some_and(|staging| staging.covers(range.clone())) {
-            return Ok(true);
-        }
-        self.has(id)
     }
 
     /// What takes how much room.

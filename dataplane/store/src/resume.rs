@@ -188,9 +188,7 @@ impl Inner {
             Ok(Some(made)) => Ok(Some(made)),
             Ok(None) => {
                 tracing::warn!(blob = %id, "what an earlier transfer left cannot be used; it is removed");
-                for part in [Part::Map, Part::Data, Part::Outboard] {
-                    remove_file(&self.dir.staged(&id, part))?;
-                }
+                self.remove_staged(&id)?;
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -291,9 +289,7 @@ impl Inner {
         for id in crate::recover::staged_ids(&self.dir)? {
             if self.index.file(&id)?.is_some_and(|record| self.dir.file(&id, record.kind).exists()) {
                 // It was committed; only the rest was not cleared away.
-                for part in [Part::Map, Part::Data, Part::Outboard] {
-                    remove_file(&self.dir.staged(&id, part))?;
-                }
+                self.remove_staged(&id)?;
                 continue;
             }
             slots.insert(id, Slot::Parked);

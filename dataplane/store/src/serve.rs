@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use velo_object::{BlobId, Outboard, Pieces};
@@ -86,7 +87,8 @@ impl Store {
     }
 
     /// A blob as a read-only file of its own, to be handed to a local reader. With `partial`, also one that is still
-    /// arriving: [`Store::wait`] says when a range of it may be read. Holes that have arrived read as zeros.
+    /// arriving, once its size is certain: [`Store::wait`] says when a range of it may be read. Holes that have arrived
+    /// read as zeros.
     ///
     /// # Errors
     /// [`StoreError::NotFound`], [`StoreError::Io`].
@@ -96,11 +98,13 @@ impl Store {
             return inner.open_complete(&located);
         }
         let staging = self.staging(id).filter(|_| partial).ok_or(StoreError::NotFound(*id))?;
-        if staging.is_sink() {
+        let Some(reader) = staging.reader().filter(|_| !staging.is_sink() && staging.size_is_proven()) else {
             return Err(StoreError::NotFound(*id));
-        }
+        };
         let path = inner.dir.staged(id, Part::Data);
         match File::open(&path) {
+            // That of another transfer: this one has just been given up.
+            Ok(file) if !is_same(&file, &reader).at(&path)? => Err(StoreError::NotFound(*id)),
             Ok(file) => Ok(BlobFile {
                 file,
                 offset_bytes: 0,
@@ -130,6 +134,11 @@ impl Inner {
             lease: Lease(Some(open)),
         })
     }
+}
+
+fn is_same(one: &File, other: &File) -> std::io::Result<bool> {
+    let (one, other) = (one.metadata()?, other.metadata()?);
+    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
 /// The part of a range within `size_bytes`.

@@ -3,11 +3,13 @@
 //! To make, to open or to delete the files of a transfer may take minutes, as what is there is hashed. Whoever does it
 //! marks the slot as busy and lets the lock go: only who wants the same transfer waits.
 
+use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 use velo_object::BlobId;
 
 use crate::StoreError;
+use crate::dir::{Part, remove_file};
 use crate::stage::Staging;
 use crate::store::{Inner, Slot, Store, lock};
 
@@ -71,6 +73,17 @@ impl Store {
         }
     }
 
+    /// Whether a range of the file that [`Store::open_blob`] gave may be read. While there is a transfer, its file is the
+    /// one that may be open, whatever else has the blob.
+    pub(crate) fn is_here(&self, id: &BlobId, range: &Range<u64>) -> Result<bool, StoreError> {
+        match lock(&self.0.stagings).get(id) {
+            Some(Slot::Active(staging)) if !staging.is_sink() => return Ok(staging.covers(range.clone())),
+            Some(Slot::Busy) => return Ok(false),
+            _ => {}
+        }
+        self.has(id)
+    }
+
     /// The transfer of `id` if it is open; never waits.
     pub(crate) fn open_staging(&self, id: &BlobId) -> Option<Arc<Staging>> {
         match lock(&self.0.stagings).get(id) {
@@ -111,6 +124,32 @@ impl Inner {
                 Ok(Claimed::Vacant(claim))
             }
         }
+    }
+
+    /// Ends the transfer of a blob that another file has become.
+    pub fn supersede(&self, id: &BlobId) -> Result<(), StoreError> {
+        let mut slots = lock(&self.stagings);
+        let found = slots.get(id).cloned();
+        match found {
+            Some(Slot::Active(staging)) => {
+                drop(slots);
+                staging.supersede()
+            }
+            Some(Slot::Parked) => {
+                slots.insert(*id, Slot::Busy);
+                drop(slots);
+                let _claim = Claim { inner: self, id: *id, leave: None };
+                self.remove_staged(id)
+            }
+            Some(Slot::Busy) | None => Ok(()),
+        }
+    }
+
+    /// Deletes the files of a transfer: the map first, as without it the rest is garbage that the next start removes.
+    pub fn remove_staged(&self, id: &BlobId) -> Result<(), StoreError> {
+        [Part::Map, Part::Data, Part::Outboard]
+            .into_iter()
+            .try_for_each(|part| remove_file(&self.dir.staged(id, part)))
     }
 
     /// Takes the slot of a transfer that ends; none where it is that of another one.

@@ -144,6 +144,11 @@ impl Staging {
         lock(&self.state).have.contains_all(self.pieces.covering(range))
     }
 
+    /// Whether its size is known for certain: it was when it began, or the last piece has proven it.
+    pub(crate) fn size_is_proven(&self) -> bool {
+        self.outboard.as_ref().is_some_and(Outboard::is_confirmed) || self.has(self.pieces.last())
+    }
+
     pub(crate) fn reader(&self) -> Option<Arc<File>> {
         self.reader.clone()
     }
@@ -166,6 +171,11 @@ impl Staging {
         }
         let file = match (&self.file, *lock(&self.phase)) {
             (Some(file), Phase::Open) => file,
+            // It came by another way.
+            (_, Phase::Committed) => {
+                self.shared.counts.duplicate_pieces.fetch_add(1, Relaxed);
+                return Ok(false);
+            }
             _ => return Err(StoreError::Ended(self.id)),
         };
         let offset = piece.offset_bytes();
@@ -262,20 +272,27 @@ impl Staging {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn abandon(&self) -> Result<(), StoreError> {
+        self.delete(Phase::Abandoned)
+    }
+
+    /// Another file has become the blob: this one goes, and who reads it must open the blob again. To whom it is
+    /// received, it is as if it had been committed.
+    pub(crate) fn supersede(&self) -> Result<(), StoreError> {
+        if self.is_sink() { Ok(()) } else { self.delete(Phase::Committed) }
+    }
+
+    fn delete(&self, end: Phase) -> Result<(), StoreError> {
         let mut phase = lock(&self.phase);
         if *phase != Phase::Open {
             return Ok(());
         }
-        *phase = Phase::Abandoned;
+        *phase = end;
         let Some(inner) = self.inner.upgrade() else { return Ok(()) };
         lock(&self.reservation).take();
         // While the slot is ours: from then on these names may be those of another transfer.
         let Some(_ours) = inner.reclaim(self) else { return Ok(()) };
         if self.map.is_some() {
-            // The map first: without it the rest is garbage that the next start removes.
-            for part in [Part::Map, Part::Data, Part::Outboard] {
-                remove_file(&inner.dir.staged(&self.id, part))?;
-            }
+            inner.remove_staged(&self.id)?;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bench::*;
 use proptest::prelude::*;
-use velo_object::{BlobId, Expected, PIECE_BYTES, PackBuilder, PackStep, PieceSet, Verified};
+use velo_object::{BlobId, Expected, Outboard, PIECE_BYTES, PackBuilder, PackStep, PieceSet, Verified};
 use velo_store::{StageKind, Store, StoreError, StoreOptions, What};
 
 const BLOB: StageKind = StageKind::Blob;
@@ -173,6 +173,52 @@ fn a_wait_ends_with_its_range_or_its_deadline() {
         staging.commit().expect("whole");
         store.wait(&id, 0..3 << 20, soon()).expect("complete");
     });
+}
+
+#[test]
+fn what_came_by_another_way_does_not_make_zeros_of_a_transfer_readable() {
+    let dir = tempdir();
+    let store = open(&dir);
+    let content = noise(3 << 20, 8);
+    let id = BlobId::of(&content);
+    // As a peer sent it.
+    let outboard = outboard_of(&content).and_then(|outboard| Outboard::decode(id, &outboard.encode()).ok());
+    let stage = || store.stage(id, 3 << 20, outboard.clone(), None, BLOB).expect("room");
+    let soon = || Instant::now() + Duration::from_millis(30);
+    let staging = stage();
+    staging.write(&piece(&content, outboard.as_ref(), 0)).expect("room");
+    assert!(matches!(store.open_blob(&id, true), Err(StoreError::NotFound(_))), "its size may be a lie");
+    staging.write(&piece(&content, outboard.as_ref(), 2)).expect("room");
+    let links = |file: &fs::File| file.metadata().expect("open").nlink();
+    // Replaced by a transfer of its own kind: its file has no name before the other one answers.
+    let first = store.open_blob(&id, true).expect("its size is proven").file;
+    store.remove(blob_root(id)).expect("arriving");
+    let staging = stage();
+    staging.write(&piece(&content, outboard.as_ref(), 1)).expect("room");
+    staging.write(&piece(&content, outboard.as_ref(), 2)).expect("room");
+    store.wait(&id, 1 << 20..2 << 20, soon()).expect("of the second");
+    assert_eq!(links(&first), 0);
+    // Overtaken by the whole blob.
+    let second = store.open_blob(&id, true).expect("its size is proven").file;
+    assert_eq!(links(&second), 1);
+    assert!(matches!(store.wait(&id, 0..1, soon()), Err(StoreError::TimedOut { .. })));
+    cache_blob(&store, &content);
+    store.wait(&id, 0..1, soon()).expect("complete");
+    assert_eq!(links(&second), 0, "piece 0 is a hole in it");
+    assert_eq!(store.usage().expect("figures").staged_bytes, 0);
+    assert_eq!(fs::read_dir(dir.path().join("staging")).expect("there").count(), 0);
+    // Who still receives it is not disturbed.
+    assert!(!staging.write(&piece(&content, outboard.as_ref(), 0)).expect("here"));
+    staging.commit().expect("here");
+    assert_eq!(read(&store, &id), content);
+    // Committed, a file keeps its name.
+    let other = noise(3 << 20, 9);
+    let (id, outboard) = (BlobId::of(&other), outboard_of(&other));
+    let staging = store.stage(id, 3 << 20, outboard.clone(), None, BLOB).expect("room");
+    (0..3).for_each(|index| _ = staging.write(&piece(&other, outboard.as_ref(), index)).expect("room"));
+    let opened = store.open_blob(&id, true).expect("its size is proven").file;
+    staging.commit().expect("whole");
+    assert_eq!(links(&opened), 1);
 }
 
 #[test]
