@@ -10,7 +10,7 @@ use velo_swarm::{Accusation, Action, Arrival, Blame, DropReason, Failure};
 
 use super::core::Engine;
 use super::task::{Arrived, OutboardFault, SentOutboard, Task};
-use super::want::{Ask, AskTag, Asked, Stage};
+use super::want::{Ask, AskTag, Asked, Stage, Want};
 use crate::metrics::add;
 use crate::target::Target;
 use crate::verify::{Check, Verdict};
@@ -232,6 +232,7 @@ impl Engine {
             let blame = self.planner.handle_bad_outboard(now, tag);
             return self.blame(blame);
         }
+        self.planner.handle_outboard_read(now, tag);
         let Some(want) = self.wants.get_mut(&blob) else { return };
         let (kind, trusted_bytes) = (want.kind, want.trusted_bytes);
         let sink = want.sink.as_ref().and_then(|sink| sink.try_clone().ok());
@@ -246,16 +247,19 @@ impl Engine {
         blob: BlobId,
         result: Result<Arc<Target>, OutboardFault>,
     ) {
-        let Some(Ask { what: Asked::Outboard { serial, .. }, .. }) = self.asks.remove(&tag) else { return };
-        if self.wants.get(&blob).is_none_or(|want| want.serial != serial) {
+        let serial = match self.asks.remove(&tag) {
+            Some(Ask { what: Asked::Outboard { serial, .. }, .. }) => Some(serial),
+            _ => None,
+        };
+        let active = |want: &Want| Some(want.serial) == serial && want.stage == Stage::Active;
+        if !self.wants.get(&blob).is_some_and(active) {
+            // Nobody waits for it: a sink must be free for the next transfer.
             result.into_iter().for_each(|target| target.let_go());
             return;
         }
         match result {
             Ok(target) => {
-                let Some(want) = self.wants.get_mut(&blob).filter(|want| want.stage == Stage::Active) else {
-                    return;
-                };
+                let Some(want) = self.wants.get_mut(&blob) else { return };
                 let size_bytes = match target.expected(0) {
                     velo_object::Expected::Piece(outboard, _) => outboard.size_bytes(),
                     velo_object::Expected::Whole(_) => 0,

@@ -161,8 +161,29 @@ impl Planner {
             }
             Phase::Provisional(_) | Phase::Open | Phase::Done => return,
         }
+        let provisional = matches!(blob.phase, Phase::Provisional(_));
+        if provisional && !self.by_node.contains_key(&flight.node) {
+            // Its sender went while it was checked, and nobody else answers for it.
+            return self.drop_outboard(now, flight.slot);
+        }
         self.fit_all(now, flight.slot);
         self.finish_if_full(flight.slot);
+    }
+
+    /// The bytes of an outboard have come: their check may take its time, for what is at the target already is hashed then. The
+    /// source is free, and its end or delay does not take the read away any more.
+    pub fn handle_outboard_read(&mut self, now: u64, tag: Tag) {
+        let Some(flight) = self.flights.get_mut(&tag) else { return };
+        if flight.checking || flight.kind != FlightKind::Outboard {
+            return;
+        }
+        flight.checking = true;
+        let flight = flight.clone();
+        if let Some(source) = self.sources.get_mut(flight.source) {
+            source.end(now, flight.bytes);
+            source.deliver(now, flight.began_us, flight.bytes);
+        }
+        self.touch(flight.source, now);
     }
 
     /// What came as an outboard is none, or has another root or size. Names whom to charge; `None` for a dead tag.

@@ -49,8 +49,9 @@ impl Planner {
             .iter()
             .filter(|(_, flight)| {
                 let phase = self.blobs.get(flight.slot).map(|blob| blob.phase);
-                let proof = matches!(phase, Some(Phase::Provisional(_))) && !flight.checking;
-                flight.kind == FlightKind::Outboard || (flight.kind == FlightKind::Piece && proof)
+                let proof = matches!(phase, Some(Phase::Provisional(_)));
+                let piece = flight.kind == FlightKind::Piece && proof;
+                !flight.checking && (flight.kind == FlightKind::Outboard || piece)
             })
             .filter(|(_, flight)| now > flight.began_us + OUTBOARD_US + flight.bytes)
             .map(|(&tag, _)| tag)

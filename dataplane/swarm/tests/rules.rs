@@ -216,3 +216,38 @@ fn the_same_events_give_the_same_actions() {
     assert!(first.len() > 400);
     assert_eq!(first, run());
 }
+
+#[test]
+fn an_outboard_that_is_here_may_be_checked_for_long() {
+    let mut planner = planner();
+    let id = want(&mut planner, "a", Known::Nothing, 0);
+    planner.handle_have(0, &node(1), &id, all_of(5 * PIECE_BYTES));
+    let actions = drain(&mut planner, 0);
+    let [Action::ReadOutboard { tag, .. }] = actions[..] else { panic!("{actions:?}") };
+    planner.handle_outboard_read(1, tag);
+    for second in 1..100 {
+        assert_eq!(drain(&mut planner, second * 1_000_000), [], "at {second} s");
+    }
+    planner.handle_outboard(100_000_000, tag);
+    let actions = drain(&mut planner, 100_000_000);
+    assert!(matches!(actions[..], [Action::ReadPiece { index: 4, .. }]), "{actions:?}");
+}
+
+#[test]
+fn an_outboard_whose_sender_goes_during_the_check_is_asked_elsewhere() {
+    let mut planner = planner();
+    let id = want(&mut planner, "a", Known::Nothing, 0);
+    planner.handle_have(0, &node(1), &id, all_of(5 * PIECE_BYTES));
+    planner.handle_have(0, &node(2), &id, all_of(5 * PIECE_BYTES));
+    let actions = drain(&mut planner, 0);
+    let [Action::ReadOutboard { tag, node: sender, .. }] = actions[..] else { panic!("{actions:?}") };
+    planner.handle_outboard_read(1, tag);
+    planner.remove_source(2, &sender);
+    assert_eq!(drain(&mut planner, 2), [], "it is still being checked");
+    planner.handle_outboard(3, tag);
+    let actions = drain(&mut planner, 3);
+    let [Action::OutboardDropped { .. }, Action::ReadOutboard { node: other, .. }] = actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert_ne!(other, sender);
+}
