@@ -174,7 +174,7 @@ fn a_reader_does_not_read_what_gave_way_to_another_transfer() {
     named.as_file().set_len(3 * PIECE_BYTES).expect("sparse");
     let file = named.reopen().expect("a descriptor");
     let mut named = Some(named);
-    let (mut client, _server) = served(move |request, connection| match request {
+    let (client, _server) = served(move |request, connection| match request {
         Request::Open { .. } => {
             let opened = Response::Opened { offset_bytes: 0, size_bytes: 3 * PIECE_BYTES, complete: false };
             connection.send_response(&opened, &[file.as_fd()]).expect("sent");
