@@ -5,6 +5,7 @@
 mod board;
 mod core;
 mod exchange;
+mod fatal;
 mod handle;
 mod inbox;
 mod job;

@@ -243,7 +243,7 @@ impl Engine {
         for id in &want.jobs {
             let Some(job) = self.jobs.get_mut(id) else { continue };
             job.missing.remove(&blob);
-            job.done_bytes += want.size_bytes.unwrap_or(want.done_bytes) - want.done_bytes;
+            job.done_bytes += want.size_bytes.unwrap_or(0).saturating_sub(want.done_bytes);
             job.changed = true;
         }
         self.board_behind = true;

@@ -15,6 +15,7 @@ use velo_store::Store;
 use velo_swarm::{Limits, Planner};
 
 use super::core::{Engine, Settings, VerifierPort, WorkerPort};
+use super::fatal::EndsProcess;
 use super::handle::{EngineHandle, Shared};
 use super::peers::Peers;
 use super::task::TaskQueue;
@@ -160,6 +161,7 @@ impl DataPlane {
             worker_ports.push(WorkerPort { commands, late: VecDeque::new(), events: heard });
             let (metrics, poll) = (metrics.clone(), options.poll);
             threads.push(Builder::new().name(format!("velod-worker-{at}")).spawn(move || {
+                let _end = EndsProcess;
                 let line = pinned(core, &metrics);
                 *worker.numbers.line.lock().unwrap_or_else(PoisonError::into_inner) = format!(
                     "tcp {at}: {line}, poll {}",
@@ -173,6 +175,7 @@ impl DataPlane {
         for (at, verifier) in verifiers.into_iter().enumerate() {
             let metrics = metrics.clone();
             threads.push(Builder::new().name(format!("velod-verify-{at}")).spawn(move || {
+                let _end = EndsProcess;
                 if let Err(error) = verifier.run() {
                     metrics.note(format!("verifier {at} has ended: {error}; restart velod"));
                 }
@@ -218,7 +221,10 @@ impl DataPlane {
             next_tick: 0,
             board_behind: false,
         };
-        threads.push(Builder::new().name("velod-engine".into()).spawn(move || engine.run())?);
+        threads.push(Builder::new().name("velod-engine".into()).spawn(move || {
+            let _end = EndsProcess;
+            engine.run()
+        })?);
         Ok(RunningDataPlane { handle, threads })
     }
 }

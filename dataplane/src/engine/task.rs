@@ -126,6 +126,7 @@ impl TaskQueue {
             .map(|at| {
                 let (queue, store, shared) = (queue.clone(), store.clone(), shared.clone());
                 std::thread::Builder::new().name(format!("velod-task-{at}")).spawn(move || {
+                    let _end = super::fatal::EndsProcess;
                     while let Some(task) = next(&queue) {
                         let fed =
                             perform(&store, task, &mut |done| shared.inbox.push(Input::Done(Box::new(done))));
