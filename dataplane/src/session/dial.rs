@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustls::Connection;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, TlsStream};
 use velo_fabric::tcp::TlsKeys;
@@ -183,23 +183,43 @@ impl Shared {
     pub(super) fn open_streams(self: &Arc<Self>, node: NodeId, count: u8, may_ask: bool) {
         let Some(session) = self.registry.get(&node) else { return };
         for _ in 0..count {
-            let (shared, session) = (self.clone(), session.clone());
-            self.runtime.spawn(async move {
-                match open_stream(&shared, &session).await {
-                    Ok(stream) => {
-                        if let Err(reason) = shared.stream_ready(&session, stream) {
-                            tracing::debug!(peer = %node.short(), reason, "a data stream is dropped");
-                        }
-                    }
-                    Err(reason) => {
-                        tracing::debug!(peer = %node.short(), %reason, "no data stream");
-                        if may_ask && let Err(reason) = session.send(&Frame::OpenStreams(1)) {
-                            session.close(reason);
-                        }
+            self.open_one(&session, may_ask, None);
+        }
+    }
+
+    /// Opens data streams that the peer asks for, as many as `opening` has permits: what is asked beyond that is dropped, since
+    /// each costs a socket here, to an address that the peer chose.
+    pub(super) fn open_asked(self: &Arc<Self>, session: &Arc<Session>, count: u8, opening: &Arc<Semaphore>) {
+        for _ in 0..count {
+            let Ok(permit) = opening.clone().try_acquire_owned() else { return };
+            self.open_one(session, false, Some(permit));
+        }
+    }
+
+    fn open_one(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        may_ask: bool,
+        permit: Option<OwnedSemaphorePermit>,
+    ) {
+        let (shared, session) = (self.clone(), session.clone());
+        self.runtime.spawn(async move {
+            let _permit = permit;
+            let peer = session.node.short();
+            match open_stream(&shared, &session).await {
+                Ok(stream) => {
+                    if let Err(reason) = shared.stream_ready(&session, stream) {
+                        tracing::debug!(%peer, reason, "a data stream is dropped");
                     }
                 }
-            });
-        }
+                Err(reason) => {
+                    tracing::debug!(%peer, %reason, "no data stream");
+                    if may_ask && let Err(reason) = session.send(&Frame::OpenStreams(1)) {
+                        session.close(reason);
+                    }
+                }
+            }
+        });
     }
 
     /// Gives out a data stream of `session`, unless that has ended during the handshake: nobody would close it.

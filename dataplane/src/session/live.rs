@@ -32,8 +32,8 @@ const SILENCE: Duration = Duration::from_secs(20);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Calls of one peer that are worked on at a time.
 const CALLS_SERVED: usize = 64;
-/// Data streams that a peer may ask for in one frame.
-const STREAMS_ASKED: u8 = 16;
+/// Data streams that are being opened at a time because a peer asks for them.
+const STREAMS_ASKED: usize = 16;
 
 type Tls = TlsStream<TcpStream>;
 
@@ -336,6 +336,7 @@ fn failed(error: &std::io::Error) -> String {
 async fn receive(shared: &Arc<Shared>, session: &Arc<Session>, reader: ReadHalf<Tls>) -> String {
     let mut reader = BufReader::with_capacity(16 << 10, reader);
     let served = Arc::new(Semaphore::new(CALLS_SERVED));
+    let opening = Arc::new(Semaphore::new(STREAMS_ASKED));
     loop {
         match timeout(SILENCE, reader.fill_buf()).await {
             Ok(Ok([])) => return "it closed the connection".to_owned(),
@@ -361,7 +362,7 @@ async fn receive(shared: &Arc<Shared>, session: &Arc<Session>, reader: ReadHalf<
                 Ok(())
             }
             Frame::OpenStreams(count) => {
-                shared.open_streams(session.node, count.min(STREAMS_ASKED), false);
+                shared.open_asked(&session, count, &opening);
                 Ok(())
             }
             Frame::Ping => session.send(&Frame::Pong),

@@ -1,7 +1,7 @@
 //! Members that break the protocol: they are dropped, and cost nobody anything else.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use rustls::{ClientConnection, StreamOwned};
@@ -18,19 +18,18 @@ type Tls = StreamOwned<ClientConnection, TcpStream>;
 
 /// A member that speaks the protocol by hand.
 fn begin(authority: &Authority, target: &Node) -> (NodeId, Tls) {
+    begin_at(authority, target, Vec::new())
+}
+
+/// One that says where it listens.
+fn begin_at(authority: &Authority, target: &Node, listen: Vec<SocketAddr>) -> (NodeId, Tls) {
     let key = key();
     let node = node_of(&key);
     let config = client(SESSION_ALPN, Some((authority, &key, 60, 3600)));
     let tls = ClientConnection::new(config, server_name(&target.node)).expect("a client");
     let mut stream = StreamOwned::new(tls, dial(target.address()));
-    let hello = Hello {
-        version: VERSION,
-        cluster: authority.cluster(),
-        node,
-        boot: 1,
-        listen: Vec::new(),
-        trusted: false,
-    };
+    let hello =
+        Hello { version: VERSION, cluster: authority.cluster(), node, boot: 1, listen, trusted: false };
     stream.write_all(&Frame::Hello(hello).encode().expect("small")).expect("sent");
     assert!(matches!(read(&mut stream), Frame::Hello(hello) if hello.node == target.node));
     assert!(target.wait_up(node));
@@ -93,6 +92,26 @@ fn a_hello_that_does_not_fit_the_certificate_is_refused() {
     }
     assert!(target.quiet_for(Duration::from_millis(50)));
     assert!(target.sessions.status().is_empty());
+}
+
+#[test]
+fn streams_that_a_peer_asks_for_are_bounded() {
+    let authority = Authority::new();
+    let target = Node::new(&authority);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.set_nonblocking(true).expect("possible");
+    let (_, mut stream) = begin_at(&authority, &target, vec![listener.local_addr().expect("bound")]);
+    for _ in 0..50 {
+        stream.write_all(&Frame::OpenStreams(16).encode().expect("small")).expect("sent");
+    }
+    // Nobody answers their handshakes, so that none of them ends.
+    let began = std::time::Instant::now();
+    let mut came = Vec::new();
+    while began.elapsed() < Duration::from_millis(500) {
+        came.extend(listener.accept().ok());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!((1..=16).contains(&came.len()), "{} connections for one peer", came.len());
 }
 
 #[test]
