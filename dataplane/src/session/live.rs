@@ -362,7 +362,7 @@ async fn receive(shared: &Arc<Shared>, session: &Arc<Session>, reader: ReadHalf<
                 Ok(())
             }
             Frame::OpenStreams(count) => {
-                shared.open_asked(&session, count, &opening);
+                shared.open_asked(session, count, &opening);
                 Ok(())
             }
             Frame::Ping => session.send(&Frame::Pong),
