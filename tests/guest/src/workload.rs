@@ -285,7 +285,12 @@ fn put(nodes: &Nodes, ledger: &Mutex<Ledger>) {
         let source = content("put", key);
         let id = nodes.first.json(&["put", text(&source)])["id"].as_str().expect("an id").to_owned();
         with(ledger, |ledger| tell(ledger, Event::Put { key, id }));
-        if with(ledger, |ledger| ledger.contents.len()) > KEPT {
+        // Puts leave the pulls behind otherwise, and the removals.
+        let behind = |ledger: &mut Ledger| {
+            ledger.contents.values().filter(|content| !content.pulled).count() > 1
+                || ledger.contents.len() > KEPT
+        };
+        while with(ledger, behind) {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -295,7 +300,10 @@ fn pull(nodes: &Nodes, ledger: &Mutex<Ledger>) {
     loop {
         let next = with(ledger, |ledger| {
             let mut newest = ledger.contents.iter().rev();
-            newest.find(|(_, content)| !content.pinned).map(|(key, content)| (*key, content.clone()))
+            // What came over is pinned before the next comes.
+            let unpinned = newest.clone().find(|(_, content)| content.pulled && !content.pinned);
+            let next = unpinned.or_else(|| newest.find(|(_, content)| !content.pulled));
+            next.map(|(key, content)| (*key, content.clone()))
         });
         let Some((key, content)) = next else {
             std::thread::sleep(Duration::from_millis(20));
