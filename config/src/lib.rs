@@ -70,8 +70,10 @@ impl Default for Node {
 #[serde(default, deny_unknown_fields)]
 pub struct Net {
     /// Where velod listens (TCP); port 0 for any free one.
+    #[serde(deserialize_with = "value::addresses")]
     pub listen: Vec<SocketAddr>,
     /// What other nodes are told to dial; empty for the addresses of this host.
+    #[serde(deserialize_with = "value::addresses")]
     pub advertise: Vec<SocketAddr>,
     /// Whether content may travel in the clear.
     pub trusted: bool,
@@ -101,6 +103,7 @@ impl Default for Net {
 #[serde(default, deny_unknown_fields)]
 pub struct Gossip {
     /// Where velo-control listens (UDP); port 0 for any free one.
+    #[serde(deserialize_with = "value::address")]
     pub listen: SocketAddr,
     /// What other nodes are told to send to; none for the listened-on port on this host's addresses.
     #[serde(with = "value::optional_address")]
@@ -118,6 +121,7 @@ impl Default for Gossip {
 #[serde(default, deny_unknown_fields)]
 pub struct Http {
     /// Where velo-control listens; port 0 for any free one.
+    #[serde(deserialize_with = "value::address")]
     pub listen: SocketAddr,
 }
 

@@ -1,6 +1,7 @@
 //! The types of single values: sizes, counts, and words from a short list.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 
 use serde::de::{self, Deserializer, Visitor};
@@ -197,12 +198,24 @@ pub enum LogFormat {
     Json,
 }
 
-/// An address, or the empty string for none.
-pub(crate) mod optional_address {
-    use std::net::SocketAddr;
+fn address_of<E: serde::de::Error>(text: &str) -> Result<SocketAddr, E> {
+    let message = "is not an address and port, such as `192.0.2.1:7440` or `[::]:7440`";
+    text.parse().map_err(|_| E::custom(format!("`{text}` {message}")))
+}
 
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serializer};
+/// An address and port.
+pub(crate) fn address<'de, D: Deserializer<'de>>(d: D) -> Result<SocketAddr, D::Error> {
+    address_of(&String::deserialize(d)?)
+}
+
+/// A list of them.
+pub(crate) fn addresses<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<SocketAddr>, D::Error> {
+    Vec::<String>::deserialize(d)?.iter().map(|text| address_of(text)).collect()
+}
+
+/// One, or the empty string for none.
+pub(crate) mod optional_address {
+    use super::*;
 
     pub(crate) fn serialize<S: Serializer>(value: &Option<SocketAddr>, s: S) -> Result<S::Ok, S::Error> {
         match value {
@@ -213,10 +226,7 @@ pub(crate) mod optional_address {
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<SocketAddr>, D::Error> {
         let text = String::deserialize(d)?;
-        if text.is_empty() {
-            return Ok(None);
-        }
-        text.parse().map(Some).map_err(|_| D::Error::custom(format!("`{text}` is not an address and port")))
+        if text.is_empty() { Ok(None) } else { address_of(&text).map(Some) }
     }
 }
 
