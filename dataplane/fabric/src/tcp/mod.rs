@@ -289,16 +289,22 @@ impl Tcp {
                 }
                 Err(error) => self.drop_path(id, error, completions),
             }
-            if self.chunks.has_free()
-                && let Some(id) = self.starved.pop_front()
-            {
-                if let Some(path) = self.paths.get_mut(&id) {
-                    path.starving = false;
-                }
-                self.make_due(id);
-            }
+            self.wake_starved();
         }
         moved
+    }
+
+    /// Gives a path that waits for a chunk its turn, where there is one.
+    fn wake_starved(&mut self) {
+        while self.chunks.has_free()
+            && let Some(id) = self.starved.pop_front()
+        {
+            // It may have ended while it waited: then the chunk is for the next.
+            if let Some(path) = self.paths.get_mut(&id) {
+                path.starving = false;
+                return self.make_due(id);
+            }
+        }
     }
 
     fn drop_path(&mut self, id: PathId, error: PathError, completions: &mut Vec<Completion>) {
@@ -329,6 +335,7 @@ impl Tcp {
             self.paths.values().filter_map(|path| Some((path.id, path.expired(now, options)?))).collect();
         for (id, error) in expired {
             self.drop_path(id, error, completions);
+            self.wake_starved();
         }
         // What could not be judged yet is looked at again soon, not at once.
         let soon = now + self.options.stall_timeout / 16;
