@@ -1,13 +1,16 @@
 //! A set of piece indexes: have-maps, hole maps, what is asked for.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
-/// A set over `0..len`, one bit each; 17.5 KiB for the 140,000 pieces of 140 GB.
+/// A set over `0..len`, one bit each; 17.5 KiB for the 140,000 pieces of 140 GB, nothing for all or none of them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "Wire", into = "Wire")]
 pub struct PieceSet {
     len: u64,
     count: u64,
+    /// Empty where the set has no member or all: a few received bytes that say so must not take much memory.
     words: Vec<u64>,
 }
 
@@ -55,23 +58,50 @@ impl TryFrom<Wire> for PieceSet {
             return Err(PieceSetError { len, words: words.len() });
         }
         let count = words.iter().map(|word| u64::from(word.count_ones())).sum();
-        Ok(Self { len, count, words })
+        let mut set = Self { len, count, words };
+        set.drop_words_if_uniform();
+        Ok(set)
     }
 }
 
 impl PieceSet {
     /// No piece of `len`.
     pub fn new(len: u64) -> Self {
-        Self { len, count: 0, words: vec![0; len.div_ceil(64) as usize] }
+        Self { len, count: 0, words: Vec::new() }
     }
 
     /// All pieces of `len`.
     pub fn full(len: u64) -> Self {
-        let mut words = vec![u64::MAX; len.div_ceil(64) as usize];
-        if !len.is_multiple_of(64) {
-            *words.last_mut().expect("at least one word") = (1 << (len % 64)) - 1;
+        Self { len, count: len, words: Vec::new() }
+    }
+
+    fn is_uniform(&self) -> bool {
+        self.count == 0 || self.count == self.len
+    }
+
+    fn drop_words_if_uniform(&mut self) {
+        if self.is_uniform() {
+            self.words = Vec::new();
         }
-        Self { len, count: len, words }
+    }
+
+    fn uniform_words(&self) -> Vec<u64> {
+        if self.count == 0 {
+            return vec![0; self.len.div_ceil(64) as usize];
+        }
+        let mut words = vec![u64::MAX; self.len.div_ceil(64) as usize];
+        if !self.len.is_multiple_of(64) {
+            *words.last_mut().expect("at least one word") = (1 << (self.len % 64)) - 1;
+        }
+        words
+    }
+
+    /// Changes one bit that is known to be the other way.
+    fn flip(&mut self, index: u64) {
+        if self.is_uniform() {
+            self.words = self.uniform_words();
+        }
+        self.words[(index / 64) as usize] ^= 1 << (index % 64);
     }
 
     /// How many pieces the blob has.
@@ -96,7 +126,12 @@ impl PieceSet {
 
     /// Whether `index` is in the set; false past the end.
     pub fn contains(&self, index: u64) -> bool {
-        index < self.len && self.words[(index / 64) as usize] >> (index % 64) & 1 == 1
+        index < self.len
+            && if self.is_uniform() {
+                self.is_full()
+            } else {
+                self.words[(index / 64) as usize] >> (index % 64) & 1 == 1
+            }
     }
 
     /// Puts `index` in; false if it was there already.
@@ -105,12 +140,13 @@ impl PieceSet {
     /// If `index` is past the end.
     pub fn insert(&mut self, index: u64) -> bool {
         assert!(index < self.len, "piece beyond the end of the set");
-        let word = &mut self.words[(index / 64) as usize];
-        let bit = 1 << (index % 64);
-        let fresh = *word & bit == 0;
-        *word |= bit;
-        self.count += u64::from(fresh);
-        fresh
+        if self.contains(index) {
+            return false;
+        }
+        self.flip(index);
+        self.count += 1;
+        self.drop_words_if_uniform();
+        true
     }
 
     /// Takes `index` out; false if it was not there.
@@ -118,18 +154,21 @@ impl PieceSet {
         if !self.contains(index) {
             return false;
         }
-        self.words[(index / 64) as usize] &= !(1 << (index % 64));
+        self.flip(index);
         self.count -= 1;
+        self.drop_words_if_uniform();
         true
     }
 
     /// The indexes in the set, rising.
     pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
-        self.words.iter().enumerate().flat_map(|(at, &word)| {
+        let all = if self.is_full() { 0..self.len } else { 0..0 };
+        let some = self.words.iter().enumerate().flat_map(|(at, &word)| {
             std::iter::successors(Some(word), |w| Some(w & w.wrapping_sub(1)))
                 .take_while(|&w| w != 0)
                 .map(move |w| at as u64 * 64 + u64::from(w.trailing_zeros()))
-        })
+        });
+        all.chain(some)
     }
 
     /// Whether every index of `range` is in the set.
@@ -138,8 +177,8 @@ impl PieceSet {
     }
 
     /// The raw words, lowest index in the lowest bit of the first.
-    pub fn words(&self) -> &[u64] {
-        &self.words
+    pub fn words(&self) -> Cow<'_, [u64]> {
+        if self.is_uniform() { Cow::Owned(self.uniform_words()) } else { Cow::Borrowed(&self.words) }
     }
 
     /// A set from raw words, for instance from a file.
@@ -168,6 +207,23 @@ mod tests {
         assert!(!set.contains(130));
         assert_eq!(PieceSet::full(130).iter().count(), 130);
         assert!(PieceSet::full(64).is_full() && PieceSet::full(0).is_full());
+    }
+
+    #[test]
+    fn sets_with_all_or_none_hold_no_words() {
+        for len in [0, 1, 64, 65, 130] {
+            let (mut up, mut down) = (PieceSet::new(len), PieceSet::full(len));
+            for index in 0..len {
+                assert!(up.insert(index) && down.remove(index));
+                assert_eq!(up.iter().collect::<Vec<_>>(), (0..=index).collect::<Vec<_>>());
+                assert_eq!(down.iter().collect::<Vec<_>>(), (index + 1..len).collect::<Vec<_>>());
+                assert_eq!(up.words().len() as u64, len.div_ceil(64));
+            }
+            assert_eq!((&up, &down), (&PieceSet::full(len), &PieceSet::new(len)));
+            assert_eq!((up.words.capacity(), down.words.capacity()), (0, 0));
+            assert_eq!(PieceSet::from_words(len, up.words().into_owned()).expect("fits"), up);
+        }
+        assert_eq!(PieceSet::try_from(Wire::Full(1 << 26)).expect("a blob has so many").words.capacity(), 0);
     }
 
     #[test]

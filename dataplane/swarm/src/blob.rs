@@ -149,7 +149,7 @@ impl Blob {
         let count = Pieces::new(size).count();
         self.size = Some(size);
         self.verified = match have.filter(|have| have.len() == count) {
-            Some(have) => Bits::from_words(count, have.words()),
+            Some(have) => Bits::from_words(count, &have.words()),
             None => Bits::new(count),
         };
         let open: Vec<u64> = self.verified.words().iter().map(|word| !word).collect();
