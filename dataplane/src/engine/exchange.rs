@@ -222,7 +222,10 @@ impl Engine {
     }
 
     /// A peer wants to hear of blobs: what is being received is answered now, the rest when the store has been asked.
-    fn interest(&mut self, node: NodeId, blobs: Vec<BlobId>) {
+    fn interest(&mut self, node: NodeId, mut blobs: Vec<BlobId>) {
+        // Each answer may be a whole have-map: one for each blob.
+        blobs.sort_unstable();
+        blobs.dedup();
         let mut others = Vec::new();
         for blob in blobs {
             let peer = self.peer(node);

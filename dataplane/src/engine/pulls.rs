@@ -25,6 +25,8 @@ const ENDED_MAX: usize = 256;
 const ENDED_US: u64 = 3_600_000_000;
 /// How long nothing must have come, and nobody be left to come, before a job counts as waiting.
 const WAITING_US: u64 = 500_000;
+/// How long a source that cannot be reached may still turn out to have what all others state at a size that does not fit here.
+const REFUSED_US: u64 = 10_000_000;
 
 impl Engine {
     pub(super) fn begin_job(&mut self, now: u64, id: JobId, request: PullRequest) {
@@ -53,6 +55,9 @@ impl Engine {
         let serial = self.next_want;
         self.next_want += u64::from(new);
         let want = self.wants.entry(blob).or_insert_with(|| Want::new(serial, kind, size, job.priority));
+        if kind == StageKind::Pack {
+            want.kind = kind;
+        }
         if new {
             want.sink = sink;
         } else if !want.jobs.contains(&id) && (want.sink.is_some() || sink.is_some()) {
@@ -131,7 +136,9 @@ impl Engine {
         add(&self.shared.metrics.counters.pieces_resumed_total, have.count());
         let pieces = velo_object::Pieces::new(staging.size_bytes());
         self.account(now, blob, None, have.iter().map(|index| pieces.len(index)).sum());
-        have.iter().for_each(|index| self.planner.handle_verified(now, &blob, index));
+        for index in have.iter() {
+            self.planner.handle_verified(now, &blob, index);
+        }
     }
 
     fn opened(&mut self, now: u64, serial: u64, blob: BlobId, opened: Result<Opened, Error>) {
@@ -212,11 +219,15 @@ impl Engine {
 
     /// A blob's size became known, or another one than was thought.
     pub(super) fn set_size(&mut self, blob: BlobId, size_bytes: u64) {
+        self.resize(blob, Some(size_bytes));
+    }
+
+    pub(super) fn resize(&mut self, blob: BlobId, size_bytes: Option<u64>) {
         let Some(want) = self.wants.get_mut(&blob) else { return };
-        let before = want.size_bytes.replace(size_bytes).unwrap_or(0);
+        let before = std::mem::replace(&mut want.size_bytes, size_bytes).unwrap_or(0);
         for id in &want.jobs {
             if let Some(job) = self.jobs.get_mut(id) {
-                job.total_bytes = job.total_bytes - before + size_bytes;
+                job.total_bytes = job.total_bytes - before + size_bytes.unwrap_or(0);
                 job.changed = true;
             }
         }
@@ -283,7 +294,10 @@ impl Engine {
             self.tasks.push(Task::Haves { node: *node, blobs: vec![blob] });
         }
         // What goes into a sink is not served by the store's copy; what is being committed ends by itself.
-        let here = |want: &&mut Want| want.sink.is_none() && want.stage != Stage::Committing;
+        let here = |want: &&mut Want| {
+            let found = want.kind == StageKind::Blob || self.store.has_pack(&blob).unwrap_or(false);
+            want.sink.is_none() && want.stage != Stage::Committing && found
+        };
         if self.wants.get_mut(&blob).filter(here).is_none() {
             return;
         }
@@ -405,6 +419,7 @@ impl Engine {
 
     /// A job waits where nothing of it is on its way, nobody who is reachable has what it misses, and nobody is being asked.
     pub(super) fn find_waiting_jobs(&mut self, now: u64) {
+        let mut refused = Vec::new();
         for job in self.jobs.values_mut().filter(|job| job.goes_on()) {
             let blob_goes_on = |blob: &&BlobId| {
                 self.wants.get(*blob).is_some_and(|want| want.stage != Stage::Active)
@@ -419,12 +434,23 @@ impl Engine {
                     .filter(|blob| job.missing.contains(*blob))
                     .any(|blob| blob_goes_on(&blob))
                 || job.sources.iter().any(asked);
+            let all_up = || job.sources.iter().all(|node| self.peers.get(node).is_some_and(|peer| peer.up));
+            let missing = if goes_on { None } else { Some(&job.missing) };
+            let error = missing
+                .into_iter()
+                .flatten()
+                .filter_map(|blob| self.wants.get(blob)?.refused.as_ref())
+                .find(|(since, _)| now > since + REFUSED_US || all_up());
+            refused.extend(error.map(|(_, error)| (job.id, error.clone())));
             let state = if goes_on { JobState::Running } else { JobState::Waiting };
             if job.state != state {
                 job.state = state;
                 job.changed = true;
                 self.board_behind = true;
             }
+        }
+        for (id, error) in refused {
+            self.end_job(now, id, JobState::Failed(error));
         }
     }
 }

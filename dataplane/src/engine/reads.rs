@@ -26,7 +26,10 @@ impl Engine {
             match action {
                 Action::ReadOutboard { tag, node, blob, size_bytes, bytes } => {
                     if bytes > OUTBOARD_BYTES_MAX {
-                        self.too_large(now, blob, size_bytes);
+                        let message = format!(
+                            "{blob} is said to have {size_bytes} bytes: the most that can be received is 2 TiB"
+                        );
+                        self.too_large(now, tag, blob, Error { code: ErrorCode::Limit, message });
                         continue;
                     }
                     let Some(serial) = self.wants.get(&blob).map(|want| want.serial) else { continue };
@@ -61,10 +64,15 @@ impl Engine {
         }
     }
 
-    fn too_large(&mut self, now: u64, blob: BlobId, size_bytes: u64) {
-        let message =
-            format!("{blob} is said to have {size_bytes} bytes: the most that can be received is 2 TiB");
-        self.fail_want(now, blob, Error { code: ErrorCode::Limit, message });
+    /// A blob is too large for this node. Where only the one who was asked says so, that may be false: others come first.
+    fn too_large(&mut self, now: u64, tag: AskTag, blob: BlobId, error: Error) {
+        let Some(want) = self.wants.get_mut(&blob) else { return };
+        if want.trusted_bytes.is_some() {
+            self.planner.handle_failed(now, tag, Failure::Local);
+            return self.fail_want(now, blob, error);
+        }
+        want.refused.get_or_insert((now, error));
+        self.planner.handle_too_large(now, tag);
     }
 
     fn ask(&mut self, tag: AskTag, ask: Ask) {
@@ -265,6 +273,7 @@ impl Engine {
                     velo_object::Expected::Whole(_) => 0,
                 };
                 want.target = Some(Arc::clone(&target));
+                want.refused = None;
                 self.set_size(blob, size_bytes);
                 self.planner.handle_outboard(now, tag);
                 self.resume(now, blob, &target);
@@ -273,6 +282,9 @@ impl Engine {
             Err(OutboardFault::Bad) => {
                 let blame = self.planner.handle_bad_outboard(now, tag);
                 self.blame(blame);
+            }
+            Err(OutboardFault::Store(error)) if error.code == ErrorCode::Full => {
+                self.too_large(now, tag, blob, error);
             }
             Err(OutboardFault::Store(error)) => {
                 self.planner.handle_failed(now, tag, Failure::Local);
@@ -292,7 +304,8 @@ impl Engine {
         self.asks.retain(|_, ask| ask.blob != blob || !matches!(ask.what, Asked::Piece { .. }));
         want.news.clear();
         let lost = std::mem::take(&mut want.done_bytes);
-        let jobs = want.jobs.clone();
+        let (jobs, trusted_bytes) = (want.jobs.clone(), want.trusted_bytes);
+        self.resize(blob, trusted_bytes);
         self.with_news.remove(&blob);
         for id in jobs {
             if let Some(job) = self.jobs.get_mut(&id) {
@@ -328,7 +341,6 @@ impl Engine {
                     if small {
                         self.set_size(blob, u64::from(bytes));
                     }
-                    self.account(now, blob, node, u64::from(bytes));
                 } else {
                     for id in want.jobs.clone() {
                         if let Some(job) = self.jobs.get_mut(&id) {
@@ -336,7 +348,10 @@ impl Engine {
                         }
                     }
                 }
-                self.planner.handle_verified(now, &blob, index);
+                // What came in while the target was opened was counted there.
+                if self.planner.handle_verified(now, &blob, index) {
+                    self.account(now, blob, node, u64::from(bytes));
+                }
             }
             Verdict::Bad { tag } => {
                 if self.asks.remove(&tag).is_some() {
@@ -389,7 +404,12 @@ impl Engine {
         match want.target.as_ref().and_then(|target| target.staging()) {
             Some(staging) => {
                 want.stage = Stage::Committing;
-                self.tasks.push(Task::Commit(vec![Arrived { serial: want.serial, blob, staging }]));
+                self.tasks.push(Task::Commit(vec![Arrived {
+                    serial: want.serial,
+                    blob,
+                    kind: want.kind,
+                    staging,
+                }]));
             }
             None => {
                 let message = format!("{blob} is said to be complete and is nowhere: report this");

@@ -44,6 +44,7 @@ pub(super) enum Task {
 pub(super) struct Arrived {
     pub(super) serial: u64,
     pub(super) blob: BlobId,
+    pub(super) kind: StageKind,
     pub(super) staging: Arc<Staging>,
 }
 
@@ -206,7 +207,11 @@ fn perform(store: &Store, task: Task, tell: &mut dyn FnMut(Done) -> bool) -> boo
         Task::Commit(arrived) => {
             let stagings: Vec<Arc<Staging>> = arrived.iter().map(|one| one.staging.clone()).collect();
             let results = store.commit_all(&stagings);
-            arrived.into_iter().zip(results).all(|(Arrived { serial, blob, .. }, result)| {
+            arrived.into_iter().zip(results).all(|(Arrived { serial, blob, kind, staging }, result)| {
+                // It may have begun as any blob, before a tree named it as a pack.
+                let unknown_pack = kind == StageKind::Pack && staging.kind() == StageKind::Blob;
+                let result = result
+                    .and_then(|()| if unknown_pack { store.index_pack(&blob).map(drop) } else { Ok(()) });
                 let result = result.map_err(|error| store_error(&error));
                 tell(Done::Committed { serial, blob, result })
             })
@@ -232,7 +237,8 @@ fn open(
     sink: Option<File>,
 ) -> Result<Opened, Error> {
     let of_store = |error| store_error(&error);
-    if store.has(&blob).map_err(of_store)? {
+    let here = if kind == StageKind::Pack { store.index_pack(&blob) } else { store.has(&blob) };
+    if here.map_err(of_store)? {
         let size_bytes = match sink {
             Some(sink) => copy_to_sink(store, &blob, &sink)?,
             None => store.stat(&blob).map_err(of_store)?.map_or(0, |stat| stat.size_bytes),

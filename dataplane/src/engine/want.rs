@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use velo_object::{BlobId, NodeId};
-use velo_socket::JobId;
+use velo_socket::{Error, JobId};
 use velo_store::StageKind;
 use velo_swarm::Tag;
 
@@ -47,6 +47,8 @@ pub(super) struct Want {
     pub(super) target: Option<Arc<Target>>,
     /// The target for the case that it has only one piece.
     pub(super) whole: Option<Arc<Target>>,
+    /// Why nothing that was said of it so far can be received, and since when: it fails where nobody says anything else.
+    pub(super) refused: Option<(u64, Error)>,
     /// Pieces that those who are interested have not been told of.
     pub(super) news: Vec<(u64, bool)>,
 }
@@ -75,6 +77,7 @@ impl Want {
             table_of: Vec::new(),
             target: None,
             whole: None,
+            refused: None,
             news: Vec::new(),
         }
     }

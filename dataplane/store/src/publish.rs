@@ -23,7 +23,7 @@ use crate::copy::on_all_cores;
 use crate::dir::{FileKind, Part, remove_file, sync_dir};
 use crate::error::At;
 use crate::index::{FileRecord, Indexed};
-use crate::store::{Inner, lock};
+use crate::store::{Inner, Store, lock};
 use crate::{Durability, StoreError};
 
 /// From so many files on, one flush of the whole file system is cheaper than one of each.
@@ -118,8 +118,11 @@ impl Inner {
     fn name(&self, arrivals: &[Arrival], added: &mut Vec<Indexed>) -> Result<(), StoreError> {
         let mut folders = Vec::new();
         for arrival in arrivals {
-            if self.index.file(&arrival.id)?.is_some() {
+            if let Some(record) = self.index.file(&arrival.id)? {
                 remove_file(&arrival.path)?;
+                if (record.kind, arrival.kind) == (FileKind::Loose, FileKind::Pack) {
+                    self.become_pack(arrival.id, record, arrival.contents.clone())?;
+                }
                 continue;
             }
             let path = self.dir.file(&arrival.id, arrival.kind);
@@ -144,6 +147,27 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    /// What came as any blob is a pack: from now on its contents are found. The caller holds `changing`.
+    fn become_pack(
+        &self,
+        id: BlobId,
+        record: FileRecord,
+        contents: Vec<PackEntry>,
+    ) -> Result<(), StoreError> {
+        let outboard = self.dir.outboard(&id, FileKind::Loose);
+        match fs::rename(&outboard, self.dir.outboard(&id, FileKind::Pack)) {
+            // It is made anew when it is needed.
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).at(outboard),
+            _ => {}
+        }
+        let (from, to) = (self.dir.file(&id, FileKind::Loose), self.dir.file(&id, FileKind::Pack));
+        fs::rename(&from, &to).at(&to)?;
+        if self.durability == Durability::Fsync {
+            [&to, &from].into_iter().filter_map(|path| path.parent()).try_for_each(sync_dir)?;
+        }
+        self.index.add(&[Indexed { id, record: FileRecord { kind: FileKind::Pack, ..record }, contents }])
     }
 
     /// Where a database had no room: the error that says so with the sizes.
@@ -216,6 +240,38 @@ impl Inner {
                 .unwrap_or_default(),
         };
         Indexed { id, record, contents }
+    }
+}
+
+impl Store {
+    /// Whether a pack is here, as one: its contents are found.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub fn has_pack(&self, id: &BlobId) -> Result<bool, StoreError> {
+        Ok(self.0.index.file(id)?.is_some_and(|record| record.kind == FileKind::Pack))
+    }
+
+    /// Has the contents of a pack found that may be here as any blob. False where it is not here.
+    ///
+    /// # Errors
+    /// [`StoreError::Pack`] where it is none, [`StoreError::Database`], [`StoreError::Io`].
+    pub fn index_pack(&self, id: &BlobId) -> Result<bool, StoreError> {
+        let inner = &self.0;
+        let Some(record) = inner.index.file(id)? else { return Ok(false) };
+        if record.kind == FileKind::Pack {
+            return Ok(true);
+        }
+        inner.writable()?;
+        let path = inner.dir.file(id, record.kind);
+        let contents = check_pack(inner, id, &File::open(&path).at(&path)?, record.size_bytes)?;
+        let _changing = lock(&inner.changing);
+        match inner.index.file(id)? {
+            Some(record) if record.kind == FileKind::Loose => inner.become_pack(*id, record, contents)?,
+            Some(_) => {}
+            None => return Ok(false),
+        }
+        Ok(true)
     }
 }
 

@@ -311,7 +311,9 @@ impl Put {
         let blob = hashed.id;
         // Held first: from then on it is not evicted.
         self.hold(blob);
-        let stored = self.inner.index.file(&blob)?.is_some();
+        // As any blob it is not enough for a pack: its contents would not be found.
+        let found = self.inner.index.file(&blob)?;
+        let stored = found.is_some_and(|record| kind == FileKind::Loose || record.kind == FileKind::Pack);
         let known = stored || self.large.contains(&blob);
         if stored {
             self.known.insert(blob);

@@ -60,6 +60,11 @@ impl Space {
         Ok(over.max(wanted.saturating_sub(free)))
     }
 
+    /// The most that eviction can free.
+    pub fn unpinned_bytes(&self) -> u64 {
+        self.used_bytes.load(Relaxed).saturating_sub(self.pinned_bytes.load(Relaxed))
+    }
+
     /// The promise itself. The caller has made sure that there is room.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Reservation {
         self.reserved_bytes.fetch_add(bytes, Relaxed);

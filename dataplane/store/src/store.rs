@@ -217,6 +217,10 @@ impl Inner {
         let _reserving = lock(&self.reserving);
         let short = if bytes == 0 { 0 } else { self.space.short_of(bytes)? };
         if short > 0 {
+            // Nothing is given up for what would not fit anyway.
+            if short > self.space.unpinned_bytes() {
+                return Err(self.space.full(bytes));
+            }
             self.evict(short)?;
             if self.space.short_of(bytes)? > 0 {
                 return Err(self.space.full(bytes));

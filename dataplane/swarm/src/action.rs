@@ -174,6 +174,8 @@ pub enum DropReason {
     BadOutboard,
     /// It stated a size that is proven wrong, or maps that do not fit the size.
     WrongSize,
+    /// It stated a size that nobody has proven and that cannot be received here.
+    TooLarge,
     /// It refuses to serve it, or said that it had what it has not, again and again.
     Refused,
 }

@@ -58,15 +58,17 @@ impl Planner {
         holder.outboard_not_before_us = 0;
         holder.useful = Bits::new(0);
         holder.holes = None;
-        // A map costs up to three sets (what it has, what of it is useful, holes); beyond its share a source has nothing.
-        let room = source.map_words + 4 * have.have.words().len() <= self.limits.map_words_per_source;
+        // A map costs up to three sets (what it has, what of it is useful, holes); beyond its share a source has nothing, or
+        // counts as one that has all and never pulled it.
+        let room = source.map_words + 4 * count.div_ceil(64) as usize <= self.limits.map_words_per_source;
+        holder.peer &= room || !full;
         holder.map = match (full, have.have.is_empty() || !room) {
             (true, _) => Map::Full,
             (_, true) => Map::Empty,
-            _ => Map::Some(Bits::from_words(count, have.have.words())),
+            _ => Map::Some(Bits::from_words(count, &have.have.words())),
         };
         if !have.holes.is_empty() && room {
-            holder.holes = Some(Box::new(Bits::from_words(count, have.holes.words())));
+            holder.holes = Some(Box::new(Bits::from_words(count, &have.holes.words())));
         }
         if holder.peer {
             source.last_news_us = now;
@@ -114,13 +116,14 @@ impl Planner {
             holder.early.extend(pieces.iter().take(room));
             return;
         };
-        source.map_words = source.map_words.saturating_sub(holder.heap_words());
-        let count = Pieces::new(size).count();
-        if matches!(holder.map, Map::Empty)
-            && source.map_words + 4 * count.div_ceil(64) as usize <= self.limits.map_words_per_source
-        {
+        let (count, before) = (Pieces::new(size).count(), holder.heap_words());
+        if matches!(holder.map, Map::Empty) {
+            if source.map_words + 4 * count.div_ceil(64) as usize > self.limits.map_words_per_source {
+                return;
+            }
             holder.map = Map::Some(Bits::new(count));
         }
+        source.map_words = source.map_words.saturating_sub(before);
         if holder.peer && holder.useful.len() != count {
             holder.useful = Bits::new(count);
         }
@@ -194,6 +197,18 @@ impl Planner {
         Some(self.charge(now, &flight, flight.node, Accusation::Outboard))
     }
 
+    /// The blob that an outboard describes, or that its length implies, cannot be received here, and only its sender says that it
+    /// is so large: others are asked.
+    pub fn handle_too_large(&mut self, now: u64, tag: Tag) {
+        let Some(flight) = self.land(now, tag, true) else { return };
+        self.counters.retries += 1;
+        if let Some(blob) = self.blobs.get_mut(flight.slot) {
+            blob.asked = false;
+        }
+        self.ban(now, flight.slot, flight.source, DropReason::TooLarge);
+        self.wake_all(now, flight.slot);
+    }
+
     /// The bytes of a piece have come: the source is free for the next. Says whether they are still needed.
     pub fn handle_piece_read(&mut self, now: u64, tag: Tag, bytes: u32) -> Arrival {
         let Some(flight) = self.flights.get_mut(&tag) else {
@@ -223,9 +238,9 @@ impl Planner {
         Arrival::Check
     }
 
-    /// A piece (or a hole) is verified and stored, wherever it came from.
-    pub fn handle_verified(&mut self, now: u64, blob: &BlobId, index: u64) {
-        let Some(&slot) = self.by_id.get(blob) else { return };
+    /// A piece (or a hole) is verified and stored, wherever it came from. False where that was known, or helps nobody.
+    pub fn handle_verified(&mut self, now: u64, blob: &BlobId, index: u64) -> bool {
+        let Some(&slot) = self.by_id.get(blob) else { return false };
         let tags = self.by_piece.get(&(slot, index)).cloned().unwrap_or_default();
         let mut size = None;
         for tag in tags {
@@ -240,17 +255,17 @@ impl Planner {
                 self.cancel(now, tag);
             }
         }
-        let Some(state) = self.blobs.get_mut(slot) else { return };
+        let Some(state) = self.blobs.get_mut(slot) else { return false };
         if state.phase == Phase::Unsized {
             // The one piece of a small blob has proven the size that it was asked under.
-            let Some(size) = size.filter(|&size| index == 0 && Blob::small(size)) else { return };
+            let Some(size) = size.filter(|&size| index == 0 && Blob::small(size)) else { return false };
             state.set_size(size, None);
             state.proven = true;
             state.asked = false;
             state.phase = Phase::Open;
         }
         if !state.verified.insert(index) {
-            return;
+            return false;
         }
         self.counters.verified += 1;
         state.open.remove(index);
@@ -275,6 +290,7 @@ impl Planner {
             self.fit_all(now, slot);
         }
         self.finish_if_full(slot);
+        true
     }
 
     /// A piece did not verify, or is no hole. Names whom to charge; `None` for a dead tag, and for further holes claimed by who

@@ -103,6 +103,9 @@ impl Peers for HubPeers {
     }
 }
 
+/// What the store of a node takes.
+pub const CAPACITY_BYTES: u64 = 2 << 30;
+
 /// A whole node but for its sessions.
 pub struct Node {
     pub id: NodeId,
@@ -125,7 +128,11 @@ impl Node {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let id = node_id(number);
-        let options = StoreOptions { durability: Durability::Process, ..StoreOptions::new(dir.path()) };
+        let options = StoreOptions {
+            durability: Durability::Process,
+            capacity_bytes: Some(CAPACITY_BYTES),
+            ..StoreOptions::new(dir.path())
+        };
         let (store, _) = Store::open(options).expect("a store");
         let mut options = DataPlaneOptions::new(id);
         options.memory_bytes = 64 << 20;

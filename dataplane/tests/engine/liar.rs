@@ -22,6 +22,10 @@ pub enum Lie {
     Content(Vec<u8>),
     /// It says the blob has half its size, with an outboard of every two values merged.
     HalfOutboard,
+    /// It says the blob is 1024 times as large, with an outboard of the values of chunks of 1 KiB.
+    ChunksOutboard,
+    /// It says the blob has so many bytes.
+    Size(u64),
 }
 
 pub struct Liar {
@@ -85,6 +89,16 @@ fn half(outboard: &Outboard) -> Outboard {
     Outboard::from_values(outboard.id(), outboard.size_bytes() / 2, merged).expect("it merges to the root")
 }
 
+/// The outboard of 1024 times the size whose values are those of the chunks of 1 KiB: it merges to the same root.
+fn chunks(id: BlobId, content: &[u8]) -> Outboard {
+    use blake3::hazmat::HasherExt;
+    let value = |(at, chunk): (usize, &[u8])| {
+        blake3::Hasher::new().set_input_offset(at as u64 * 1024).update(chunk).finalize_non_root()
+    };
+    let values = content.chunks(1024).enumerate().map(value).collect();
+    Outboard::from_values(id, content.len() as u64 * 1024, values).expect("it merges to the root")
+}
+
 impl Liar {
     pub fn start(hub: &Hub, number: u8, content: &[u8], lie: Lie) -> Self {
         let id = node_id(number);
@@ -92,12 +106,14 @@ impl Liar {
         let blob = outboard.id();
         let mut content = content.to_vec();
         let mut pause = None;
-        match lie {
-            Lie::Slow(every) => pause = Some(every),
-            Lie::Content(bent) => content = bent,
+        match &lie {
+            Lie::Slow(every) => pause = Some(*every),
+            Lie::Content(bent) => content.clone_from(bent),
             Lie::HalfOutboard => outboard = half(&outboard),
+            Lie::ChunksOutboard => outboard = chunks(blob, &content),
+            Lie::Size(_) => {}
         }
-        let size_bytes = outboard.size_bytes();
+        let size_bytes = if let Lie::Size(stated) = lie { stated } else { outboard.size_bytes() };
         let serve =
             LiarServe { blob, content, outboard: outboard.encode(), pause, next: Mutex::new(Instant::now()) };
         let (events, inbox) = mpsc::channel();

@@ -80,6 +80,33 @@ fn a_tree_brings_packs_and_large_blobs() {
 }
 
 #[test]
+fn a_pack_that_came_as_any_blob_is_a_pack_for_its_tree() {
+    let hub = Hub::default();
+    let (a, b) = (Node::start(&hub, 1), Node::start(&hub, 2));
+    let files = files(60);
+    let root = a.put_tree(&files);
+    let packs: Vec<_> = a.store.tree(&root.blob).expect("put").packs().map(|pack| pack.blob).collect();
+    for pack in &packs {
+        b.complete(b.pull_blob(*pack, &[a.id]));
+    }
+    assert!(!b.store.has_pack(&packs[0]).expect("index"));
+    b.complete(b.pull(&[root], &[a.id]));
+    for (_, content) in &files {
+        assert_eq!(&b.read(&BlobId::of(content)), content);
+    }
+    assert_eq!(b.counter("pieces_refetched_total"), 0);
+    // The same where it stands there when the tree is put.
+    let c = Node::start(&hub, 3);
+    for pack in &packs {
+        c.put(&a.read(pack));
+    }
+    assert_eq!(c.put_tree(&files), root);
+    for (_, content) in &files {
+        assert_eq!(&c.read(&BlobId::of(content)), content);
+    }
+}
+
+#[test]
 fn only_tables_where_no_more_is_asked_for() {
     let hub = Hub::default();
     let (a, b) = (Node::start(&hub, 1), Node::start(&hub, 2));
@@ -228,6 +255,39 @@ fn half_an_outboard_is_refused_and_no_honest_peer_is_blamed() {
     assert_eq!(honest.1.bad_pieces, 0);
     assert_eq!(status.total_bytes, bytes.len() as u64);
     assert_eq!(b.read(&blob), bytes);
+}
+
+#[test]
+fn a_stated_size_that_does_not_fit_here_is_no_reason_to_give_up() {
+    for lie in [Lie::Size((2 << 40) + 1), Lie::ChunksOutboard] {
+        let hub = Hub::default();
+        let (a, b) = (Node::start(&hub, 1), Node::start(&hub, 2));
+        let bytes = content(12, 4 * MIB);
+        let blob = a.put(&bytes);
+        // What is here and not pinned is not given up for it.
+        let cached = b.put(&content(13, 3 * MIB));
+        b.store.unpin(ObjectId { kind: ObjectKind::Blob, blob: cached }).expect("the store works");
+        let alone = matches!(lie, Lie::Size(_));
+        let liar = Liar::start(&hub, 9, &bytes, lie);
+        let unreachable = node_id(77);
+        let job = b.pull_blob(blob, &[liar.id, unreachable]);
+        b.wait_for(job, |status| status.state == JobState::Waiting);
+        b.handle().add_sources(job, vec![a.id]).expect("it runs");
+        let status = b.complete(job);
+        assert_eq!((status.total_bytes, status.bad_pieces), (bytes.len() as u64, 0));
+        assert_eq!(b.read(&blob), bytes);
+        assert!(b.store.has(&cached).expect("the store works"));
+
+        // Where nobody says anything else, it is the reason.
+        let c = Node::start(&hub, 3);
+        hub.leave(a.id);
+        hub.leave(b.id);
+        let job = c.pull_blob(blob, &[liar.id]);
+        let status = c.wait_for(job, |status| matches!(status.state, JobState::Failed(_)));
+        let JobState::Failed(error) = status.state else { unreachable!() };
+        let expected = if alone { ErrorCode::Limit } else { ErrorCode::Full };
+        assert_eq!(error.code, expected, "{error:?}");
+    }
 }
 
 #[test]
