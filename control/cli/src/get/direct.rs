@@ -30,7 +30,8 @@ const IDS: usize = 40;
 #[derive(Debug)]
 pub struct Sink {
     blob: BlobId,
-    size_bytes: u64,
+    /// As a verified tree states it; none where only other nodes say how large it is, which velod need not believe.
+    size_bytes: Option<u64>,
     file: Arc<File>,
     dir: Arc<OwnedFd>,
     temporary: OsString,
@@ -46,7 +47,7 @@ impl Sink {
         name: &OsStr,
         kind: EntryKind,
         blob: BlobId,
-        size_bytes: u64,
+        size_bytes: Option<u64>,
         mtime_ns: u64,
     ) -> anyhow::Result<Self> {
         let temporary = temporary_name(&blob, name);
@@ -61,17 +62,12 @@ impl Sink {
         Ok(Self { blob, size_bytes, file, dir, temporary, name: name.to_owned(), kind, mtime_ns })
     }
 
-    /// The content, once it is received.
-    pub fn content(&self) -> Content {
-        Content { file: Arc::clone(&self.file), offset_bytes: 0, size_bytes: self.size_bytes }
-    }
-
-    /// Gives the received file its final name.
-    pub fn finish(&self) -> anyhow::Result<()> {
+    /// Gives the received file its final name, and its content.
+    pub fn finish(&self) -> anyhow::Result<Content> {
         let context = || format!("cannot write {}", self.name.display());
-        let size = self.file.metadata().with_context(context)?.len();
-        if size != self.size_bytes {
-            bail!("velod wrote {size} bytes of {} into {}", self.size_bytes, self.temporary.display());
+        let size_bytes = self.file.metadata().with_context(context)?.len();
+        if let Some(stated) = self.size_bytes.filter(|stated| *stated != size_bytes) {
+            bail!("velod wrote {size_bytes} bytes of {stated} into {}", self.temporary.display());
         }
         // It may have been made by a run that was about another entry with this content.
         let stat = rustix::fs::fstat(&self.file).with_context(context)?;
@@ -83,7 +79,8 @@ impl Sink {
                 .with_context(context)?;
         }
         set_mtime(self.file.as_fd(), self.mtime_ns).with_context(context)?;
-        rename_over(self.dir.as_fd(), &self.temporary, &self.name).with_context(context)
+        rename_over(self.dir.as_fd(), &self.temporary, &self.name).with_context(context)?;
+        Ok(Content { file: Arc::clone(&self.file), offset_bytes: 0, size_bytes })
     }
 }
 
@@ -114,7 +111,8 @@ pub fn receive(
             let (parent, name) = beneath::split(entry.path);
             let dir = destination.directory(parent)?;
             let name = OsStr::from_bytes(name);
-            sinks.push(Sink::open(dir, name, entry.kind, entry.blob, entry.size_bytes, entry.mtime_ns)?);
+            let size = Some(entry.size_bytes);
+            sinks.push(Sink::open(dir, name, entry.kind, entry.blob, size, entry.mtime_ns)?);
         }
         let one = pull(node, velod, &sinks, limits, progress)?;
         traffic.received_bytes += one.received_bytes;
@@ -122,9 +120,8 @@ pub fn receive(
         traffic.bad_pieces += one.bad_pieces;
         traffic.duplicate_pieces += one.duplicate_pieces;
         for sink in sinks {
-            sink.finish()?;
             // Held open only while another entry may need it.
-            contents.insert(sink.blob, sink.content());
+            contents.insert(sink.blob, sink.finish()?);
         }
         let needed: HashSet<BlobId> = left.iter().map(|&index| tree.entry(index).blob).collect();
         contents.retain(|blob, _| needed.contains(blob));
@@ -159,7 +156,7 @@ pub fn pull(
         sources,
         priority: 0,
         sinks: sinks.iter().map(|sink| (sink.blob, sink.file.as_fd())).collect(),
-        sizes: sinks.iter().map(|sink| Some(sink.size_bytes)).collect(),
+        sizes: sinks.iter().map(|sink| sink.size_bytes).collect(),
     })?;
     // Nodes that get it later help too. Without that the job goes on with those it knows.
     if let Err(error) = control.post::<SourcesReply>("/v1/sources", &SourcesRequest { job }) {

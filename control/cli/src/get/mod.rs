@@ -259,10 +259,9 @@ impl Get<'_> {
                         &destination.show(b""),
                     )?;
                 }
-                let sink = direct::Sink::open(dir, name, EntryKind::File, id.blob, size, 0)?;
-                let sinks = [sink];
+                let sinks = [direct::Sink::open(dir, name, EntryKind::File, id.blob, None, 0)?];
                 traffic = direct::pull(self.node, velod, &sinks, self.limits, self.progress)?;
-                sinks[0].finish()?;
+                let size = sinks[0].finish()?.size_bytes;
                 let written = Written { entries: 1, linked: 0, bytes: size };
                 return Ok(summary_of_blob(id, size, written, traffic, begun));
             }
@@ -293,13 +292,14 @@ impl Get<'_> {
         Ok(Summary { transfer_seconds, ..summary_of_blob(id, size, written, traffic, begun) })
     }
 
-    /// The size of a blob, as those who have it say. Small ones are worth no file of their own.
+    /// The least size of a blob that somebody who has it states: whether it fits can be guessed from it, and no more, for nobody
+    /// has proven it. Small ones are worth no file of their own.
     fn size_elsewhere(&self, blob: &BlobId) -> anyhow::Result<Option<u64>> {
         let id = blob.to_string();
         let found: Vec<velo_control::client::Holders> =
             self.node.control()?.get("/v1/where", &[("id", id.as_str())])?;
-        let mut holders = found.iter().flat_map(|found| &found.holders);
-        let size = holders.find_map(|holder| holder.size_bytes.filter(|_| holder.complete));
+        let holders = found.iter().flat_map(|found| &found.holders).filter(|holder| holder.complete);
+        let size = holders.filter_map(|holder| holder.size_bytes).min();
         Ok(size.filter(|size| *size > velo_object::PACKED_FILE_BYTES))
     }
 }
