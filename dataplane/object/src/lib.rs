@@ -24,6 +24,7 @@
 #![forbid(unsafe_code)]
 
 mod id;
+mod many;
 mod outboard;
 pub mod pack;
 mod page_buffer;

@@ -65,3 +65,10 @@ pub struct PackEntry {
     /// Its length, at most [`PACKED_FILE_BYTES`].
     pub len: u32,
 }
+
+impl PackEntry {
+    /// Where in the pack it ends.
+    pub fn end_bytes(&self) -> u32 {
+        self.offset_bytes + self.len
+    }
+}

@@ -10,7 +10,7 @@ use velo_object::{
     BlobId, Outboard, OutboardBuilder, PIECE_BYTES, PageBuffer, Pieces, chaining_value, hole_chaining_value,
 };
 
-use crate::extents::{data_ranges, is_zero, write_sparse};
+use crate::extents::{data_ranges, write_sparse};
 
 /// A copied and hashed content.
 #[derive(Debug)]
@@ -116,7 +116,7 @@ pub(crate) fn copy_and_hash(
         }
         let bytes = &mut buffer[..len as usize];
         read_whole(source, bytes, range.start)?;
-        if is_zero(bytes) {
+        if velo_simd::is_zero(bytes) {
             return Ok(hole_chaining_value(index, len));
         }
         let value = chaining_value(index, bytes);

@@ -42,18 +42,12 @@ pub(crate) fn data_ranges(file: &File, size_bytes: u64) -> io::Result<Vec<Range<
     Ok(ranges)
 }
 
-/// Whether all bytes are zero; finds the first other one early.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    static ZEROS: [u8; 4096] = [0; 4096];
-    bytes.chunks(ZEROS.len()).all(|chunk| *chunk == ZEROS[..chunk.len()])
-}
-
 /// Writes `bytes` at `offset_bytes` into a file that has a hole there: blocks of zeros stay holes.
 pub(crate) fn write_sparse(file: &File, bytes: &[u8], offset_bytes: u64) -> io::Result<()> {
     let mut run = 0..0;
     for start in (0..bytes.len()).step_by(BLOCK_BYTES) {
         let end = (start + BLOCK_BYTES).min(bytes.len());
-        if !is_zero(&bytes[start..end]) {
+        if !velo_simd::is_zero(&bytes[start..end]) {
             run.end = end;
         } else {
             file.write_all_at(&bytes[run.clone()], offset_bytes + run.start as u64)?;
@@ -95,6 +89,6 @@ mod tests {
         assert!((1..=2 * BLOCK_BYTES as u64).contains(&data), "{ranges:?}");
         punch(&file, 1 << 20, 1 << 20).expect("punched");
         file.read_exact_at(&mut back, 1 << 20).expect("there");
-        assert!(is_zero(&back) && !is_zero(&bytes));
+        assert!(velo_simd::is_zero(&back) && !velo_simd::is_zero(&bytes));
     }
 }

@@ -17,6 +17,8 @@ use crate::{Durability, StoreError};
 
 /// Files of at most this many bytes are read side by side, one on each core.
 pub(crate) const SIDE_BY_SIDE_BYTES: u64 = 8 << 20;
+/// So many of them are read and hashed together, at most.
+pub(crate) const TOGETHER: usize = 8;
 /// Bytes after which a flush is begun while the rest is still being copied.
 const FLUSH_BYTES: u64 = 64 << 20;
 
@@ -46,6 +48,28 @@ pub(crate) fn read_in(
     } else {
         read_large(inner, file, size_bytes, threads).map(ReadIn::Large)
     };
+    unchanged(file, size_bytes, read)
+}
+
+/// As [`read_in`] for each of them, on this thread; the small ones are hashed together.
+pub(crate) fn read_all_in(inner: &Inner, files: &[File], sizes: &[u64]) -> Result<Vec<ReadIn>, StoreError> {
+    let mut smalls = Vec::new();
+    let mut read = Vec::with_capacity(files.len());
+    for (file, &size_bytes) in files.iter().zip(sizes) {
+        if size_bytes <= PACKED_FILE_BYTES {
+            smalls.push(unchanged(file, size_bytes, read_small(file, size_bytes))?);
+            read.push(None);
+        } else {
+            read.push(Some(read_in(inner, file, size_bytes, 1)?));
+        }
+    }
+    let ids = BlobId::of_many(&smalls.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    let mut smalls = ids.into_iter().zip(smalls).map(|(id, content)| ReadIn::Small(id, content));
+    Ok(read.into_iter().map(|large| large.or_else(|| smalls.next()).expect("one of the two")).collect())
+}
+
+/// What was read, if the file is still as long.
+fn unchanged<T>(file: &File, size_bytes: u64, read: Result<T, Option<StoreError>>) -> Result<T, StoreError> {
     let after_bytes = size_of(file)?;
     match read {
         Ok(_) if after_bytes != size_bytes => {

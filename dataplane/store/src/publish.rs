@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 
 use velo_object::pack::{PACK_TRAILER_BYTES, PackError};
-use velo_object::{BlobId, ObjectId, PackEntry, PackIndex};
+use velo_object::{BlobId, ObjectId, PIECE_BYTES, PackEntry, PackIndex};
 
 use crate::copy::on_all_cores;
 use crate::dir::{FileKind, Part, remove_file, sync_dir};
@@ -296,16 +296,29 @@ pub(crate) fn check_pack(
     size_bytes: u64,
 ) -> Result<Vec<PackEntry>, StoreError> {
     let entries = pack_index(id, file, size_bytes)?;
+    // They lie one behind the other: as many as fit a buffer are read and hashed together.
+    let mut groups = Vec::new();
+    let mut rest = &entries[..];
+    while let Some(first) = rest.first() {
+        let fits = |entry: &&PackEntry| u64::from(entry.end_bytes() - first.offset_bytes) <= PIECE_BYTES;
+        let (group, others) = rest.split_at(rest.iter().take_while(fits).count());
+        groups.push(group);
+        rest = others;
+    }
     let check = |buffer: &mut [u8], index: u64| {
-        let entry = &entries[index as usize];
-        let bytes = &mut buffer[..entry.len as usize];
-        file.read_exact_at(bytes, u64::from(entry.offset_bytes)).at(id.to_string())?;
-        if BlobId::of(bytes) == entry.blob {
-            Ok(())
-        } else {
-            Err(StoreError::Pack { pack: *id, error: PackError::Mismatch(entry.blob) })
+        let group = groups[index as usize];
+        let start = group[0].offset_bytes;
+        let bytes = &mut buffer[..(group[group.len() - 1].end_bytes() - start) as usize];
+        file.read_exact_at(bytes, start.into()).at(id.to_string())?;
+        let content = |entry: &PackEntry| {
+            &bytes[(entry.offset_bytes - start) as usize..(entry.end_bytes() - start) as usize]
+        };
+        let found = BlobId::of_many(&group.iter().map(content).collect::<Vec<_>>());
+        match group.iter().zip(found).find(|(entry, found)| entry.blob != *found) {
+            Some((entry, _)) => Err(StoreError::Pack { pack: *id, error: PackError::Mismatch(entry.blob) }),
+            None => Ok(()),
         }
     };
-    on_all_cores(entries.len() as u64, inner.threads, &inner.buffers, &check)?;
+    on_all_cores(groups.len() as u64, inner.threads, &inner.buffers, &check)?;
     Ok(entries)
 }

@@ -14,7 +14,7 @@ use velo_object::{
 use crate::copy::{Hashed, on_all_cores};
 use crate::dir::FileKind;
 use crate::error::At;
-use crate::ingest::{ReadIn, SIDE_BY_SIDE_BYTES, read_in, size_of};
+use crate::ingest::{ReadIn, SIDE_BY_SIDE_BYTES, TOGETHER, read_all_in, read_in, size_of};
 use crate::publish::{Arrival, Pinned};
 use crate::space::Reservation;
 use crate::spool::{Spool, Spooled};
@@ -134,13 +134,16 @@ impl Put {
                 at += 1;
                 continue;
             }
+            let together = run.div_ceil(inner.threads).min(TOGETHER);
+            let groups: Vec<_> =
+                files[at..at + run].chunks(together).zip(sizes[at..at + run].chunks(together)).collect();
             let read = |_: &mut [u8], index: u64| {
-                let index = at + index as usize;
-                read_in(&inner, &files[index], sizes[index], 1)
+                let (files, sizes) = groups[index as usize];
+                read_all_in(&inner, files, sizes)
             };
-            let mut all = on_all_cores(run as u64, inner.threads, &inner.buffers, &read)?;
+            let mut all = on_all_cores(groups.len() as u64, inner.threads, &inner.buffers, &read)?;
             all.sort_unstable_by_key(|(index, _)| *index);
-            for (_, read) in all {
+            for read in all.into_iter().flat_map(|(_, group)| group) {
                 ingested.push(self.take_read(read)?);
             }
             at += run;

@@ -271,7 +271,7 @@ impl Inner {
             }
             let expected = outboard.map_or(Expected::Whole(id), |outboard| Expected::Piece(outboard, index));
             let verified = Verified::check(&*bytes, len, expected).is_ok();
-            Ok(verified && (!holes.contains(index) || crate::extents::is_zero(bytes)))
+            Ok(verified && (!holes.contains(index) || velo_simd::is_zero(bytes)))
         };
         let results = on_all_cores(indexes.len() as u64, self.threads, &self.buffers, &check)?;
         let mut proven = PieceSet::new(claimed.len());
