@@ -131,16 +131,23 @@ impl Control {
             return Err(AuthorityError::Refused("the authority's own node cannot be revoked".to_owned()));
         }
         let failed = |why: String| AuthorityError::Malformed { what: "the revocation".to_owned(), why };
+        // One at a time, from the number of the list to the key: two lists with one number would leave the members divided for ever.
+        let one = self.revoking.lock().await;
         let list = self.revocations().with(node, now_ms())?;
         let epoch = lock(&self.keyring).epoch().unwrap_or(0).saturating_add(1);
         let key = GossipKey::generate(self.cluster, epoch, list.serial)
             .map_err(|error| failed(error.to_string()))?;
         let (list, key) = (authority.signer().sign(&list), authority.signer().sign(&key));
         // The list before the key, here and at all others: nobody hands the new key to a node of which he does not know yet that it is out.
-        self.hear_revoked(&list).await.map_err(failed)?;
-        self.hear_key(&key).await.map_err(failed)?;
-        let (told, silent) = self.tell_all(vec![News::Revoked(list), News::GossipKey(key)]).await;
+        if !self.take_revoked(&one, &list).await.map_err(failed)? {
+            return Err(failed("this node knows a later list already; try again".to_owned()));
+        }
+        if !self.take_key(&one, &key).await.map_err(failed)? {
+            return Err(failed("this node knows a later gossip key already; try again".to_owned()));
+        }
         let serial = self.revocations().serial();
+        drop(one);
+        let (told, silent) = self.tell_all(vec![News::Revoked(list), News::GossipKey(key)]).await;
         Ok(Revoking { serial, told, silent })
     }
 

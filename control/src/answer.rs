@@ -108,12 +108,14 @@ impl Control {
             }
             Ask::Names { .. } => self.answer_names(&ask).ok_or_else(|| "not understood".to_owned()),
             Ask::Push(news) => {
-                for news in news {
+                let mut refused = Vec::new();
+                for (number, news) in (0..).zip(news) {
                     if let Err(error) = self.hear(news).await {
                         tracing::debug!(error, from = %node.short(), "news that is not believed");
+                        refused.push((number, error));
                     }
                 }
-                Ok(Reply::Done)
+                Ok(if refused.is_empty() { Reply::Done } else { Reply::Refused(refused) })
             }
             Ask::ChangeRef(change) => {
                 let changed = match self.write_ref(&change).await {

@@ -93,6 +93,9 @@ pub struct Control {
     addresses: ArcSwap<Vec<SocketAddr>>,
 }
 
+/// The right to change the list of revocations and the gossip key.
+pub(crate) type Revoking<'a> = tokio::sync::MutexGuard<'a, ()>;
+
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -363,27 +366,41 @@ impl Control {
     }
 
     pub(crate) async fn hear_key(&self, signed: &Signed) -> Result<bool, String> {
-        let _one = self.revoking.lock().await;
+        let one = self.revoking.lock().await;
+        self.take_key(&one, signed).await
+    }
+
+    /// [`Control::hear_key`] for whoever holds `revoking` already.
+    pub(crate) async fn take_key(&self, _one: &Revoking<'_>, signed: &Signed) -> Result<bool, String> {
         let authority = self.identity.load().authority;
         let heard = self.revocations().serial();
-        let new = {
-            let mut keyring = lock(&self.keyring);
-            keyring.merge(signed, &self.cluster, authority, heard, now_ms())
-        };
-        if new {
-            let value = postcard::to_stdvec(signed).unwrap_or_default();
-            let kept = self.velod.book_put(CLUSTER, GOSSIP_KEY, Some(value)).await;
-            kept.map_err(|error| error.to_string())?;
-            tracing::info!(epoch = lock(&self.keyring).epoch(), "gossip has a new key");
+        let key = Keyring::check(signed, &self.cluster, authority, heard)?;
+        if lock(&self.keyring).epoch() >= Some(key.epoch) {
+            return Ok(false);
         }
+        // The book before the keyring: what could not be kept must be news again when it comes again.
+        let value = postcard::to_stdvec(signed).map_err(|error| error.to_string())?;
+        let kept = self.velod.book_put(CLUSTER, GOSSIP_KEY, Some(value)).await;
+        kept.map_err(|error| error.to_string())?;
+        let new = lock(&self.keyring).merge(signed, &self.cluster, authority, heard, now_ms());
+        tracing::info!(epoch = key.epoch, "gossip has a new key");
         Ok(new)
     }
 
     pub(crate) async fn hear_revoked(&self, signed: &Signed) -> Result<bool, String> {
-        let _one = self.revoking.lock().await;
+        let one = self.revoking.lock().await;
+        self.take_revoked(&one, signed).await
+    }
+
+    /// [`Control::hear_revoked`] for whoever holds `revoking` already.
+    pub(crate) async fn take_revoked(&self, _one: &Revoking<'_>, signed: &Signed) -> Result<bool, String> {
         let mut next = self.revocations().clone();
         if !next.merge(signed) {
-            return Ok(false);
+            return if next.covers(signed) {
+                Ok(false)
+            } else {
+                Err("a list of revocations that does not follow from the one known here".to_owned())
+            };
         }
         next.store(&self.files).map_err(|error| error.to_string())?;
         let (serial, nodes) = (next.serial(), next.nodes());

@@ -36,7 +36,7 @@ pub enum Ask {
         /// Whether the caller knows no names after these.
         last: bool,
     },
-    /// News. [`Reply::Done`].
+    /// News. [`Reply::Done`], or [`Reply::Refused`].
     Push(Vec<News>),
     /// A change of a name that the callee writes. [`Reply::Changed`].
     ChangeRef(Change),
@@ -129,7 +129,7 @@ pub enum Reply {
         /// To be pushed.
         want: Vec<RefName>,
     },
-    /// Done.
+    /// Done: all news that was pushed is known to the callee now, and kept.
     Done,
     /// The new record, or why there is none.
     Changed(Result<Signed, RefError>),
@@ -141,6 +141,8 @@ pub enum Reply {
     Certificate(Vec<u8>),
     /// One for each tree; none where its table is not there.
     Trees(Vec<Option<TreeHolding>>),
+    /// News that was pushed and that the callee did not believe or could not keep: which by number, and why. All other news was taken.
+    Refused(Vec<(u32, String)>),
 }
 
 /// Why a message is not understood.

@@ -116,13 +116,19 @@ impl Control {
         }
     }
 
-    /// Tells all reachable members; gives those that confirmed and those that did not.
+    /// Tells all reachable members; gives those that took all of it, and those that did not or did not answer.
     pub(crate) async fn tell_all(&self, news: Vec<News>) -> (Vec<NodeId>, Vec<NodeId>) {
         let ask = Ask::Push(news);
         let told = futures_util::stream::iter(self.reachable())
             .map(|node| {
                 let ask = &ask;
-                async move { (node, matches!(self.ask(node, ask, CALL_TIMEOUT).await, Ok(Reply::Done))) }
+                async move {
+                    let reply = self.ask(node, ask, CALL_TIMEOUT).await;
+                    if let Ok(Reply::Refused(news)) = &reply {
+                        tracing::warn!(node = %node.short(), ?news, "a member refuses news of this node");
+                    }
+                    (node, matches!(reply, Ok(Reply::Done)))
+                }
             })
             .buffer_unordered(AT_ONCE)
             .collect::<Vec<_>>()

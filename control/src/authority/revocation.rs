@@ -118,6 +118,15 @@ impl Revocations {
         true
     }
 
+    /// Whether a list says nothing that is not known here: it is this very list, or an earlier one of the authority whose nodes are all revoked
+    /// here too.
+    pub fn covers(&self, signed: &Signed) -> bool {
+        let Ok(list) = signed.open_by::<RevocationList>(self.authority) else { return false };
+        list.cluster == self.cluster
+            && list.serial <= self.serial
+            && list.revoked.iter().all(|revoked| self.contains(&revoked.node))
+    }
+
     /// The list with one more node; the authority signs it.
     ///
     /// # Errors
@@ -131,7 +140,10 @@ impl Revocations {
             )));
         }
         let revoked = revoked.into_iter().map(|(node, at_ms)| Revoked { node, at_ms }).collect();
-        Ok(RevocationList { cluster: self.cluster, serial: self.serial + 1, revoked })
+        let serial = self.serial.checked_add(1).ok_or_else(|| {
+            AuthorityError::Refused("the lists of revocations have no numbers left".to_owned())
+        })?;
+        Ok(RevocationList { cluster: self.cluster, serial, revoked })
     }
 }
 

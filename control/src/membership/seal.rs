@@ -75,16 +75,36 @@ impl Keyring {
         heard: u64,
         now_ms: u64,
     ) -> bool {
-        let Ok(key) = signed.open_by::<GossipKey>(authority) else { return false };
-        if key.cluster != *cluster
-            || key.revoked_serial > heard
-            || self.epoch().is_some_and(|epoch| key.epoch <= epoch)
-        {
+        let Ok(key) = Self::check(signed, cluster, authority, heard) else { return false };
+        if self.epoch() >= Some(key.epoch) {
             return false;
         }
         let before = self.current.replace((key, signed.clone()));
         self.previous = before.map(|(key, _)| (key, now_ms + GRACE_MS));
         true
+    }
+
+    /// A key of whatever epoch, if the authority signed it and the list of revocations that it asks for is known (`heard`).
+    ///
+    /// # Errors
+    /// Why it is not believed.
+    pub fn check(
+        signed: &Signed,
+        cluster: &[u8; 32],
+        authority: NodeId,
+        heard: u64,
+    ) -> Result<GossipKey, String> {
+        let key = signed.open_by::<GossipKey>(authority).map_err(|error| error.to_string())?;
+        if key.cluster != *cluster {
+            return Err("a gossip key of another cluster".to_owned());
+        }
+        if key.revoked_serial > heard {
+            return Err(format!(
+                "a gossip key that goes with list {} of revocations; only list {heard} is known here",
+                key.revoked_serial
+            ));
+        }
+        Ok(key)
     }
 
     /// The current epoch.

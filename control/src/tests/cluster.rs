@@ -183,8 +183,58 @@ async fn who_missed_a_revocation_hears_of_it_later() {
         serial: 9,
         revoked: vec![],
     });
-    assert_eq!(nodes[0].control.hear(News::Revoked(forged.clone())).await, Ok(false));
-    assert_eq!(nodes[0].control.hear(News::GossipKey(forged)).await, Ok(false));
+    assert!(nodes[0].control.hear(News::Revoked(forged.clone())).await.is_err());
+    assert!(nodes[0].control.hear(News::GossipKey(forged)).await.is_err());
+}
+
+#[tokio::test]
+async fn revocations_at_once_follow_each_other_and_all_hold() {
+    let (nodes, _net) = cluster(5, None).await;
+    let authority = &nodes[0].control;
+    // The second and the third wait for the first: both would see its list, and number theirs alike.
+    let (a, b, c) = tokio::join!(
+        authority.revoke(nodes[1].id()),
+        authority.revoke(nodes[2].id()),
+        authority.revoke(nodes[3].id())
+    );
+    let mut serials = [a, b, c].map(|done| done.expect("revoked").serial);
+    serials.sort_unstable();
+    assert_eq!(serials, [1, 2, 3]);
+    for node in [&nodes[0], &nodes[4]] {
+        assert_eq!(node.control.revocations().serial(), 3);
+        assert!(nodes[1..4].iter().all(|out| node.control.revoked(&out.id())));
+        assert_eq!(lock(&node.control.keyring).epoch(), Some(4));
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_cannot_keep_a_revocation_has_not_confirmed_it() {
+    let (nodes, _net) = cluster(3, None).await;
+    // Nothing can be written over a folder that is not empty.
+    let list = Paths::new(nodes[1].dir.path().to_owned()).revoked();
+    std::fs::create_dir_all(list.join("in-the-way")).expect("a folder");
+    let done = nodes[0].control.revoke(nodes[2].id()).await.expect("revoked");
+    assert_eq!((done.told, done.silent), (vec![], vec![nodes[1].id()]));
+    assert!(!nodes[1].control.revoked(&nodes[2].id()));
+    std::fs::remove_dir_all(&list).expect("removed");
+    nodes[1].control.sync_with(nodes[0].id()).await.expect("synced");
+    assert!(nodes[1].control.revoked(&nodes[2].id()), "it hears of it again");
+
+    let known = Ask::Push(vec![News::Revoked(nodes[0].control.revocations().signed().expect("one").clone())]);
+    let asked = nodes[0].control.ask(nodes[1].id(), &known, Duration::from_secs(1)).await;
+    assert!(matches!(asked, Ok(Reply::Done)), "what is known is confirmed: {asked:?}");
+    let forged = nodes[0].control.identity.load().signer.sign(&crate::authority::RevocationList {
+        cluster: nodes[0].control.cluster,
+        serial: 9,
+        revoked: vec![],
+    });
+    let news =
+        Ask::Push(vec![News::Member(nodes[0].control.own_record().expect("one")), News::Revoked(forged)]);
+    let asked = nodes[0].control.ask(nodes[1].id(), &news, Duration::from_secs(1)).await;
+    assert!(
+        matches!(&asked, Ok(Reply::Refused(refused)) if refused.len() == 1 && refused[0].0 == 1),
+        "{asked:?}"
+    );
 }
 
 #[tokio::test]
