@@ -137,11 +137,16 @@ impl Life<'_> {
     }
 
     /// Waits for its own end, after which the disk's cache is dropped too.
-    pub fn end(mut self) -> io::Result<(ExitStatus, Vec<String>)> {
+    pub fn end(self) -> io::Result<(ExitStatus, Vec<String>)> {
+        self.end_keeping(0.0, &mut rand::rng())
+    }
+
+    /// Waits for its own end; of the disk's cache each block then survives with the probability `keep`.
+    pub fn end_keeping(mut self, keep: f64, random: &mut impl Rng) -> io::Result<(ExitStatus, Vec<String>)> {
         let lines = self.lines.iter().collect();
         let status = self.settle()?;
         let mut disk = self.machine.disk.lock().unwrap_or_else(PoisonError::into_inner);
-        disk.cut_power(0.0, &mut rand::rng())?;
+        disk.cut_power(keep, random)?;
         Ok((status, lines))
     }
 

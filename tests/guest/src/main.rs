@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use velo_guest::ledger::{Event, Ledger};
@@ -16,6 +16,8 @@ use velo_guest::machine::{Life, Machine, Said};
 const DISK_BYTES: u64 = 1 << 30;
 /// The status of `tests/guest/run` where no guest can be run.
 const SKIPPED: i32 = 77;
+/// How often QEMU may die by itself.
+const EMULATOR_DEATHS: u32 = 5;
 
 struct Options {
     run: PathBuf,
@@ -131,6 +133,7 @@ struct Totals {
     removals: usize,
     checked: usize,
     read_back: usize,
+    emulator_deaths: u32,
 }
 
 impl Totals {
@@ -186,8 +189,10 @@ impl HardStops {
         for number in 1..=self.options.stops {
             let mut random = StdRng::seed_from_u64(self.options.seed.wrapping_add(u64::from(number)));
             let plan = Plan::draw(&mut random);
-            self.stop(number, &plan, &mut random)
-                .with_context(|| format!("in life {number}, planned as {plan:?}"))?;
+            while !self
+                .stop(number, &plan, &mut random)
+                .with_context(|| format!("in life {number}, planned as {plan:?}"))?
+            {}
         }
         self.run_through("defaults", &["nodes", "check"]).context("after the last stop")?;
         let totals = &self.totals;
@@ -260,8 +265,9 @@ impl HardStops {
         Ok(std::fs::write(self.machine.out().join("ledger"), serde_json::to_vec_pretty(&self.ledger)?)?)
     }
 
-    /// One life and its end by a power cut.
-    fn stop(&mut self, number: u32, plan: &Plan, random: &mut StdRng) -> anyhow::Result<()> {
+    /// One life and its end by a power cut. False where QEMU died before by a defect of its own: that stops the guest as hard,
+    /// but not at the moment that was planned, and is not counted.
+    fn stop(&mut self, number: u32, plan: &Plan, random: &mut StdRng) -> anyhow::Result<bool> {
         let began = Instant::now();
         self.write_ledger()?;
         let seed = random.random::<u64>().to_string();
@@ -270,7 +276,22 @@ impl HardStops {
         let command = ["env", &velo, &durability, &self.workload, "nodes", "work", &seed, &writeback];
         let life = self.machine.boot(&plan.mount, &command)?;
         let mut heard = Vec::new();
-        let working = listen(&life, plan, &mut heard)?;
+        let Moment::Planned(working) = listen(&life, plan, &mut heard) else {
+            let (status, late) = life.end_keeping(plan.keep, random)?;
+            heard.extend(late);
+            let others = self.take(heard)?;
+            self.totals.emulator_deaths += 1;
+            ensure!(
+                status.code().is_some_and(|code| code > 128)
+                    && self.totals.emulator_deaths <= EMULATOR_DEATHS,
+                "the guest ended by itself ({status}): {}",
+                others.join("\n")
+            );
+            println!(
+                "hard-stops: {number}: QEMU died ({status}); that life is not counted, and this one is lived again"
+            );
+            return Ok(false);
+        };
         if plan.amid_writes {
             life.wait_for_unflushed(Duration::from_secs(3));
         }
@@ -303,7 +324,7 @@ impl HardStops {
                 (at - began).as_secs_f64()
             )),
         );
-        Ok(())
+        Ok(true)
     }
 
     /// Writes events down; what is none is returned.
@@ -339,8 +360,16 @@ fn unanswered(heard: &[String]) -> (bool, bool) {
     (put, pull)
 }
 
-/// Listens until the planned moment has come; when the guest had checked everything and begun to work, if it had.
-fn listen(life: &Life<'_>, plan: &Plan, heard: &mut Vec<String>) -> anyhow::Result<Option<Instant>> {
+/// What a life came to.
+enum Moment {
+    /// The planned moment; when the guest had checked everything and begun to work, if it had.
+    Planned(Option<Instant>),
+    /// The guest ended, or said nothing for too long.
+    End,
+}
+
+/// Listens until the planned moment has come.
+fn listen(life: &Life<'_>, plan: &Plan, heard: &mut Vec<String>) -> Moment {
     let begins = match plan.phase {
         Phase::Recovery => Event::Starting,
         Phase::Work => Event::Working,
@@ -361,8 +390,8 @@ fn listen(life: &Life<'_>, plan: &Plan, heard: &mut Vec<String>) -> anyhow::Resu
                     moment = Some(Instant::now() + plan.after);
                 }
             }
-            Said::Nothing if moment.is_some() => return Ok(working),
-            Said::Nothing | Said::End => bail!("the guest ended by itself: {}", heard.join("\n")),
+            Said::Nothing if moment.is_some() => return Moment::Planned(working),
+            Said::Nothing | Said::End => return Moment::End,
         }
     }
 }
