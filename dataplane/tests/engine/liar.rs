@@ -1,7 +1,7 @@
 //! A node that serves one blob and is slow or false in one way: its own fabric, no store.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,6 +18,8 @@ use crate::hub::{Hub, HubPeers, node_id};
 pub enum Lie {
     /// It serves a piece only every so often.
     Slow(Duration),
+    /// It refuses all after so many pieces.
+    Few(u32),
     /// It serves other bytes.
     Content(Vec<u8>),
     /// It says the blob has half its size, with an outboard of every two values merged.
@@ -41,6 +43,7 @@ struct LiarServe {
     outboard: Vec<u8>,
     pause: Option<Duration>,
     next: Mutex<Instant>,
+    left: AtomicU32,
 }
 
 impl Serve for LiarServe {
@@ -55,6 +58,14 @@ impl Serve for LiarServe {
         let end = (range.end as usize).min(from.len());
         let bytes =
             from.get(range.start as usize..end).filter(|bytes| !bytes.is_empty()).ok_or(Refusal::NotHere)?;
+        if what == What::Blob
+            && self
+                .left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+                .is_err()
+        {
+            return Err(Refusal::Refused);
+        }
         if let (Some(pause), What::Blob) = (self.pause, what) {
             let mut next = self.next.lock().expect("no panic");
             let now = Instant::now();
@@ -106,7 +117,9 @@ impl Liar {
         let blob = outboard.id();
         let mut content = content.to_vec();
         let mut pause = None;
+        let mut left = AtomicU32::new(u32::MAX);
         match &lie {
+            Lie::Few(pieces) => left = AtomicU32::new(*pieces),
             Lie::Slow(every) => pause = Some(*every),
             Lie::Content(bent) => content.clone_from(bent),
             Lie::HalfOutboard => outboard = half(&outboard),
@@ -114,8 +127,8 @@ impl Liar {
             Lie::Size(_) => {}
         }
         let size_bytes = if let Lie::Size(stated) = lie { stated } else { outboard.size_bytes() };
-        let serve =
-            LiarServe { blob, content, outboard: outboard.encode(), pause, next: Mutex::new(Instant::now()) };
+        let next = Mutex::new(Instant::now());
+        let serve = LiarServe { blob, content, outboard: outboard.encode(), pause, next, left };
         let (events, inbox) = mpsc::channel();
         hub.join(id, Arc::new(move |event| drop(events.send(event))));
         let stop = Arc::new(AtomicBool::new(false));
