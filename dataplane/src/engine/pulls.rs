@@ -92,20 +92,26 @@ impl Engine {
                 queue.remove();
                 continue;
             };
-            let Some(want) = self.wants.get_mut(&blob).filter(|want| want.stage == Stage::Queued) else {
+            if self.wants.get(&blob).is_none_or(|want| want.stage != Stage::Queued) {
                 continue;
-            };
-            want.stage = Stage::Opening;
+            }
             self.active.insert(blob);
-            let sink = want.sink.as_ref().and_then(|sink| sink.try_clone().ok());
-            self.tasks.push(Task::Open {
-                serial: want.serial,
-                blob,
-                kind: want.kind,
-                trusted_bytes: want.trusted_bytes,
-                sink,
-            });
+            self.open(&blob);
         }
+    }
+
+    /// Has the store asked what is here of a wanted blob.
+    fn open(&mut self, blob: &BlobId) {
+        let Some(want) = self.wants.get_mut(blob) else { return };
+        want.stage = Stage::Opening;
+        let sink = want.sink.as_ref().and_then(|sink| sink.try_clone().ok());
+        self.tasks.push(Task::Open {
+            serial: want.serial,
+            blob: *blob,
+            kind: want.kind,
+            trusted_bytes: want.trusted_bytes,
+            sink,
+        });
     }
 
     pub(super) fn task_done(&mut self, now: u64, done: Done) {
@@ -117,10 +123,7 @@ impl Engine {
                     return;
                 }
                 match result {
-                    Ok(()) => {
-                        add(&self.shared.metrics.counters.blobs_completed_total, 1);
-                        self.blob_here(now, blob);
-                    }
+                    Ok(()) => self.all_here(now, blob),
                     Err(error) => self.fail_want(now, blob, error),
                 }
             }
@@ -142,15 +145,14 @@ impl Engine {
     }
 
     fn opened(&mut self, now: u64, serial: u64, blob: BlobId, opened: Result<Opened, Error>) {
-        let Some(want) = self.wants.get_mut(&blob).filter(|want| want.serial == serial) else {
-            return;
-        };
+        let opening = |want: &&mut Want| want.serial == serial && want.stage == Stage::Opening;
+        let Some(want) = self.wants.get_mut(&blob).filter(opening) else { return };
         let mut spec = BlobSpec { blob, known: Known::Nothing, have: None, priority: want.priority };
         match opened {
             Err(error) => return self.fail_want(now, blob, error),
             Ok(Opened::Complete { size_bytes }) => {
                 self.set_size(blob, size_bytes);
-                return self.blob_here(now, blob);
+                return self.all_here(now, blob);
             }
             Ok(Opened::Partial { target, staging }) => {
                 // Pieces that an earlier job left on their way may still come in until now.
@@ -163,6 +165,10 @@ impl Engine {
                 spec.have = Some(have);
                 self.set_size(blob, size_bytes);
                 self.account(now, blob, None, bytes);
+            }
+            // It was stored just now, before anybody could be told.
+            Ok(Opened::Nothing { .. }) if want.sink.is_some() && self.store.has(&blob).unwrap_or(false) => {
+                return self.open(&blob);
             }
             Ok(Opened::Nothing { target }) => {
                 want.target.clone_from(&target);
@@ -246,10 +252,25 @@ impl Engine {
         self.board_behind = true;
     }
 
+    /// All of a blob is here. Where a tree named it as a pack, its contents must be found, too.
+    fn all_here(&mut self, now: u64, blob: BlobId) {
+        if let Some(want) = self.wants.get_mut(&blob)
+            && want.kind == StageKind::Pack
+            && want.sink.is_none()
+            && !self.store.has_pack(&blob).unwrap_or(false)
+        {
+            want.stage = Stage::Committing;
+            return self.tasks.push(Task::Pack { serial: want.serial, blob });
+        }
+        self.blob_here(now, blob);
+    }
+
     /// A blob is complete: its jobs miss it no more.
     fn blob_here(&mut self, now: u64, blob: BlobId) {
         self.tell_news();
         let Some(want) = self.wants.remove(&blob) else { return };
+        let arrived = want.stage == Stage::Committing;
+        add(&self.shared.metrics.counters.blobs_completed_total, u64::from(arrived));
         self.drop_blob(now, blob);
         for id in &want.jobs {
             let Some(job) = self.jobs.get_mut(id) else { continue };
@@ -293,16 +314,45 @@ impl Engine {
         for node in self.interested.get(&blob).into_iter().flatten() {
             self.tasks.push(Task::Haves { node: *node, blobs: vec![blob] });
         }
-        // What goes into a sink is not served by the store's copy; what is being committed ends by itself.
-        let here = |want: &&mut Want| {
-            let found = want.kind == StageKind::Blob || self.store.has_pack(&blob).unwrap_or(false);
-            want.sink.is_none() && want.stage != Stage::Committing && found
-        };
-        if self.wants.get_mut(&blob).filter(here).is_none() {
+        let Some(want) = self.wants.get(&blob) else { return };
+        let found = want.kind == StageKind::Blob || self.store.has_file(&blob).unwrap_or(false);
+        // What is being committed ends by itself.
+        if want.stage == Stage::Committing || !found {
             return;
         }
-        self.set_size(blob, size_bytes);
-        self.blob_here(now, blob);
+        if want.sink.is_none() {
+            self.set_size(blob, size_bytes);
+            return self.all_here(now, blob);
+        }
+        if want.stage != Stage::Active {
+            // It is found when it is opened.
+            return;
+        }
+        // It is opened once more, which copies it.
+        want.target.iter().chain(&want.whole).for_each(|target| target.let_go());
+        self.planner.remove_blob(now, &blob);
+        self.begin_again(now, blob);
+        if let Some(want) = self.wants.get_mut(&blob) {
+            (want.target, want.whole) = (None, None);
+        }
+        self.open(&blob);
+    }
+
+    /// Nothing of a blob counts as received any more, and its size is what it was known to be at first.
+    pub(super) fn begin_again(&mut self, now: u64, blob: BlobId) {
+        let Some(want) = self.wants.get_mut(&blob) else { return };
+        want.news.clear();
+        let lost = std::mem::take(&mut want.done_bytes);
+        let (jobs, trusted_bytes) = (want.jobs.clone(), want.trusted_bytes);
+        self.resize(blob, trusted_bytes);
+        self.with_news.remove(&blob);
+        for id in jobs {
+            if let Some(job) = self.jobs.get_mut(&id) {
+                job.done_bytes -= lost;
+                job.progressed = now;
+                job.changed = true;
+            }
+        }
     }
 
     /// The planner and the peers hear no more of a blob.
@@ -439,7 +489,10 @@ impl Engine {
             let error = missing
                 .into_iter()
                 .flatten()
-                .filter_map(|blob| self.wants.get(blob)?.refused.as_ref())
+                .filter_map(|blob| self.wants.get(blob))
+                // Where it waits for another's transfer, the room may be elsewhere.
+                .filter(|want| want.jobs.contains(&job.id))
+                .filter_map(|want| want.refused.as_ref())
                 .find(|(since, _)| now > since + REFUSED_US || all_up());
             refused.extend(error.map(|(_, error)| (job.id, error.clone())));
             let state = if goes_on { JobState::Running } else { JobState::Waiting };

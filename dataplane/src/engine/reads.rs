@@ -283,9 +283,6 @@ impl Engine {
                 let blame = self.planner.handle_bad_outboard(now, tag);
                 self.blame(blame);
             }
-            Err(OutboardFault::Store(error)) if error.code == ErrorCode::Full => {
-                self.too_large(now, tag, blob, error);
-            }
             Err(OutboardFault::Store(error)) => {
                 self.planner.handle_failed(now, tag, Failure::Local);
                 self.fail_want(now, blob, error);
@@ -302,18 +299,7 @@ impl Engine {
             tracing::warn!("throwing away what was received of {blob}: {error}");
         }
         self.asks.retain(|_, ask| ask.blob != blob || !matches!(ask.what, Asked::Piece { .. }));
-        want.news.clear();
-        let lost = std::mem::take(&mut want.done_bytes);
-        let (jobs, trusted_bytes) = (want.jobs.clone(), want.trusted_bytes);
-        self.resize(blob, trusted_bytes);
-        self.with_news.remove(&blob);
-        for id in jobs {
-            if let Some(job) = self.jobs.get_mut(&id) {
-                job.done_bytes -= lost;
-                job.progressed = now;
-                job.changed = true;
-            }
-        }
+        self.begin_again(now, blob);
         self.announce(&blob);
     }
 
@@ -404,12 +390,7 @@ impl Engine {
         match want.target.as_ref().and_then(|target| target.staging()) {
             Some(staging) => {
                 want.stage = Stage::Committing;
-                self.tasks.push(Task::Commit(vec![Arrived {
-                    serial: want.serial,
-                    blob,
-                    kind: want.kind,
-                    staging,
-                }]));
+                self.tasks.push(Task::Commit(vec![Arrived { serial: want.serial, blob, staging }]));
             }
             None => {
                 let message = format!("{blob} is said to be complete and is nowhere: report this");

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use velo_object::{BlobId, NodeId, Outboard, PIECE_BYTES, PageBuffer, PieceSet};
 use velo_socket::{Error, ErrorCode, JobId};
-use velo_store::{Have, StageKind, Staging, Store};
+use velo_store::{Have, StageKind, Staging, Store, StoreError};
 
 use super::handle::Shared;
 use super::inbox::Input;
@@ -33,6 +33,8 @@ pub(super) enum Task {
     Outboard { tag: u64, outboard: SentOutboard },
     /// Make blobs durable and visible.
     Commit(Vec<Arrived>),
+    /// Have the contents of a pack found that is here as any blob.
+    Pack { serial: u64, blob: BlobId },
     /// Read a tree's table.
     Table { blob: BlobId, jobs: Vec<JobId> },
     /// What is here of blobs that a peer is interested in.
@@ -44,7 +46,6 @@ pub(super) enum Task {
 pub(super) struct Arrived {
     pub(super) serial: u64,
     pub(super) blob: BlobId,
-    pub(super) kind: StageKind,
     pub(super) staging: Arc<Staging>,
 }
 
@@ -207,14 +208,15 @@ fn perform(store: &Store, task: Task, tell: &mut dyn FnMut(Done) -> bool) -> boo
         Task::Commit(arrived) => {
             let stagings: Vec<Arc<Staging>> = arrived.iter().map(|one| one.staging.clone()).collect();
             let results = store.commit_all(&stagings);
-            arrived.into_iter().zip(results).all(|(Arrived { serial, blob, kind, staging }, result)| {
-                // It may have begun as any blob, before a tree named it as a pack.
-                let unknown_pack = kind == StageKind::Pack && staging.kind() == StageKind::Blob;
-                let result = result
-                    .and_then(|()| if unknown_pack { store.index_pack(&blob).map(drop) } else { Ok(()) });
+            arrived.into_iter().zip(results).all(|(Arrived { serial, blob, .. }, result)| {
                 let result = result.map_err(|error| store_error(&error));
                 tell(Done::Committed { serial, blob, result })
             })
+        }
+        Task::Pack { serial, blob } => {
+            let indexed = store.index_pack(&blob);
+            let here = indexed.and_then(|here| if here { Ok(()) } else { Err(StoreError::NotFound(blob)) });
+            tell(Done::Committed { serial, blob, result: here.map_err(|error| store_error(&error)) })
         }
         Task::Table { blob, jobs } => tell(Done::Table { jobs, result: table(store, blob) }),
         Task::Haves { node, blobs } => {
@@ -237,7 +239,7 @@ fn open(
     sink: Option<File>,
 ) -> Result<Opened, Error> {
     let of_store = |error| store_error(&error);
-    let here = if kind == StageKind::Pack { store.index_pack(&blob) } else { store.has(&blob) };
+    let here = if kind == StageKind::Pack { store.has_file(&blob) } else { store.has(&blob) };
     if here.map_err(of_store)? {
         let size_bytes = match sink {
             Some(sink) => copy_to_sink(store, &blob, &sink)?,

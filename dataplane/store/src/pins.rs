@@ -232,11 +232,19 @@ impl Inner {
 
     /// Counts what has come now and is pinned, and works out what a pinned root names that has come.
     pub fn pinned_arrived(&self, added: &[Indexed]) -> Result<(), StoreError> {
-        let roots: Vec<ObjectId> = {
+        {
             let pins = lock(&self.pins);
             let protected = added.iter().filter(|indexed| pins.protects(&indexed.id));
             let stored: u64 = protected.map(|indexed| indexed.record.stored_bytes).sum();
             self.space.pinned_bytes.fetch_add(stored, Relaxed);
+        }
+        self.roots_arrived(added)
+    }
+
+    /// Works out what a pinned root names that is found now.
+    pub fn roots_arrived(&self, added: &[Indexed]) -> Result<(), StoreError> {
+        let roots: Vec<ObjectId> = {
+            let pins = lock(&self.pins);
             if pins.open.is_empty() {
                 return Ok(());
             }

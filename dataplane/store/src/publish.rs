@@ -149,25 +149,35 @@ impl Inner {
         Ok(())
     }
 
-    /// What came as any blob is a pack: from now on its contents are found. The caller holds `changing`.
+    /// What came as any blob is a pack: from now on its contents are found. The caller holds `changing`. The file has
+    /// both names meanwhile, so that whoever is about to open it finds it, and nothing is lost where the index fails.
     fn become_pack(
         &self,
         id: BlobId,
         record: FileRecord,
         contents: Vec<PackEntry>,
     ) -> Result<(), StoreError> {
-        let outboard = self.dir.outboard(&id, FileKind::Loose);
-        match fs::rename(&outboard, self.dir.outboard(&id, FileKind::Pack)) {
-            // It is made anew when it is needed.
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).at(outboard),
-            _ => {}
+        let kinds = [FileKind::Loose, FileKind::Pack];
+        let file = kinds.map(|kind| self.dir.file(&id, kind));
+        let outboard = kinds.map(|kind| self.dir.outboard(&id, kind));
+        for [from, to] in [&outboard, &file] {
+            remove_file(to)?;
+            match fs::hard_link(from, to) {
+                // It is made anew when it is needed.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound && from == &outboard[0] => {}
+                result => result.at(to)?,
+            }
         }
-        let (from, to) = (self.dir.file(&id, FileKind::Loose), self.dir.file(&id, FileKind::Pack));
-        fs::rename(&from, &to).at(&to)?;
-        if self.durability == Durability::Fsync {
-            [&to, &from].into_iter().filter_map(|path| path.parent()).try_for_each(sync_dir)?;
+        let folder = file[1].parent().filter(|_| self.durability == Durability::Fsync);
+        let added = [Indexed { id, record: FileRecord { kind: FileKind::Pack, ..record }, contents }];
+        if let Err(error) = folder.map_or(Ok(()), sync_dir).and_then(|()| self.index.add(&added)) {
+            for [_, to] in [&outboard, &file] {
+                let _ = remove_file(to);
+            }
+            return Err(self.no_room(error));
         }
-        self.index.add(&[Indexed { id, record: FileRecord { kind: FileKind::Pack, ..record }, contents }])
+        self.roots_arrived(&added)?;
+        [&file[0], &outboard[0]].into_iter().try_for_each(|path| remove_file(path))
     }
 
     /// Where a database had no room: the error that says so with the sizes.
@@ -244,6 +254,14 @@ impl Inner {
 }
 
 impl Store {
+    /// Whether a blob is here in a file of its own, and not only in a pack.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub fn has_file(&self, id: &BlobId) -> Result<bool, StoreError> {
+        Ok(self.0.index.file(id)?.is_some())
+    }
+
     /// Whether a pack is here, as one: its contents are found.
     ///
     /// # Errors

@@ -317,6 +317,11 @@ impl Put {
         // As any blob it is not enough for a pack: its contents would not be found.
         let found = self.inner.index.file(&blob)?;
         let stored = found.is_some_and(|record| kind == FileKind::Loose || record.kind == FileKind::Pack);
+        let pending = self.arrivals.iter_mut().find(|arrival| arrival.id == blob);
+        if let (FileKind::Pack, Some(pending)) = (kind, pending) {
+            // A file with these bytes was put as any blob.
+            (pending.kind, pending.contents) = (kind, contents.clone());
+        }
         let known = stored || self.large.contains(&blob);
         if stored {
             self.known.insert(blob);

@@ -181,12 +181,17 @@ impl Inner {
     /// The open file of a located blob.
     pub fn open_located(&self, located: &Located) -> Result<Arc<OpenFile>, StoreError> {
         self.files.get_or_open(&located.file, || {
-            let path = self.dir.file(&located.file, located.record.kind);
-            let file = match File::open(&path) {
+            let open = |kind| File::open(self.dir.file(&located.file, kind));
+            let mut opened = open(located.record.kind);
+            if opened.is_err() && located.record.kind == FileKind::Loose {
+                // It may have become a pack just now.
+                opened = open(FileKind::Pack);
+            }
+            let file = match opened {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     return Err(StoreError::NotFound(located.file));
                 }
-                result => result.at(&path)?,
+                result => result.at(self.dir.file(&located.file, located.record.kind))?,
             };
             Ok(OpenFile { file: Arc::new(file), size_bytes: located.record.size_bytes })
         })

@@ -107,6 +107,12 @@ impl Inner {
                     tracing::warn!(path = %path.display(), "not a file of the store; it is left alone");
                     continue;
                 };
+                if kind == FileKind::Loose && self.dir.file(&id, FileKind::Pack).exists() {
+                    // It was becoming a pack and has both names still.
+                    remove_file(&path)?;
+                    remove_file(&self.dir.outboard(&id, kind))?;
+                    continue;
+                }
                 let metadata = fs::metadata(&path).at(&path)?;
                 let size_bytes = metadata.len();
                 let record = FileRecord {

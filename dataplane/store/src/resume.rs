@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use velo_object::{BlobId, Expected, Outboard, PieceSet, Pieces, Verified};
+use velo_object::{BlobId, Expected, Outboard, PIECE_BYTES, PieceSet, Pieces, Verified};
 
 use crate::copy::on_all_cores;
 use crate::dir::{Part, remove_file};
@@ -19,7 +19,8 @@ use crate::{StageKind, StoreError};
 
 impl Store {
     /// Begins to receive a blob, or goes on where an earlier transfer of it ended, also one of an earlier process:
-    /// what [`Staging::have`] says then need not be fetched again. Room for what is missing is set aside.
+    /// what [`Staging::have`] says then need not be fetched again. Room for what is missing is set aside; under an
+    /// outboard that is not confirmed only for the last piece, until that has proven the size: nothing is evicted for a lie.
     ///
     /// `outboard`: what the pieces were verified under; none for a blob of one piece, or where one is staged here
     /// already. `sink`: a file of the caller's that is to become the blob; nothing is kept in the store, and what the
@@ -105,6 +106,7 @@ impl Inner {
                 dirty: false,
                 state,
                 reservation: None,
+                unreserved_bytes: 0,
             },
         ))
     }
@@ -116,7 +118,9 @@ impl Inner {
         outboard: Option<Outboard>,
         kind: StageKind,
     ) -> Result<Made, StoreError> {
-        let reservation = self.reserve(size_bytes)?;
+        let proven = outboard.as_ref().is_none_or(Outboard::is_confirmed);
+        let reserved_bytes = if proven { size_bytes } else { size_bytes.min(PIECE_BYTES) };
+        let reservation = self.reserve(reserved_bytes)?;
         let path = self.dir.staged(&id, Part::Data);
         let failed = |error: std::io::Error| self.space.io(error, &path, size_bytes);
         if let Some(outboard) = &outboard {
@@ -140,6 +144,7 @@ impl Inner {
             dirty: false,
             state: Progress { have: PieceSet::new(count), holes: PieceSet::new(count) },
             reservation: Some(reservation),
+            unreserved_bytes: size_bytes - reserved_bytes,
         })
     }
 
@@ -178,6 +183,7 @@ impl Inner {
             dirty,
             state,
             reservation: None,
+            unreserved_bytes: 0,
         })
     }
 
@@ -246,6 +252,7 @@ impl Inner {
             dirty: true,
             state: Progress { have: loaded.have, holes: loaded.holes },
             reservation: Some(reservation),
+            unreserved_bytes: 0,
         }))
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
@@ -124,9 +125,9 @@ impl Store {
 impl Inner {
     fn open_complete(&self, located: &Located) -> Result<BlobFile, StoreError> {
         let open = self.open_located(located)?;
-        let path = self.dir.file(&located.file, located.record.kind);
+        // Not a duplicate, which would share its position with all others; and by the descriptor, for its name may have changed.
+        let path = format!("/proc/self/fd/{}", open.file.as_raw_fd());
         Ok(BlobFile {
-            // Not a duplicate, which would share its position with all others.
             file: File::open(&path).at(&path)?,
             offset_bytes: located.offset_bytes,
             size_bytes: located.size_bytes,

@@ -51,6 +51,8 @@ pub struct Staging {
     state: Mutex<Progress>,
     phase: Mutex<Phase>,
     reservation: Mutex<Option<Reservation>>,
+    /// What is still to be reserved when the size is proven.
+    unreserved_bytes: Mutex<u64>,
     inner: Weak<Inner>,
     shared: Arc<Shared>,
 }
@@ -67,6 +69,7 @@ pub(crate) struct Made {
     pub dirty: bool,
     pub state: Progress,
     pub reservation: Option<Reservation>,
+    pub unreserved_bytes: u64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -88,6 +91,7 @@ impl Staging {
             state: Mutex::new(made.state),
             phase: Mutex::new(if committed { Phase::Committed } else { Phase::Open }),
             reservation: Mutex::new(made.reservation),
+            unreserved_bytes: Mutex::new(made.unreserved_bytes),
             inner: Arc::downgrade(inner),
             shared: inner.shared.clone(),
         })
@@ -157,8 +161,8 @@ impl Staging {
     /// False where the piece was here already.
     ///
     /// # Errors
-    /// [`StoreError::Stranger`] for a piece of something else, [`StoreError::Ended`], [`StoreError::Full`],
-    /// [`StoreError::Io`]. After an error the piece is missing, as before.
+    /// [`StoreError::Stranger`] for a piece of something else, [`StoreError::Ended`], [`StoreError::Full`] (for the last
+    /// piece also where a size that nothing else had proven turns out not to fit), [`StoreError::Io`]. After an error the piece is missing, as before.
     pub fn write<B: AsRef<[u8]>>(&self, piece: &Verified<B>) -> Result<bool, StoreError> {
         let index = piece.index();
         let len = piece.len() as u64;
@@ -178,6 +182,9 @@ impl Staging {
             }
             _ => return Err(StoreError::Ended(self.id)),
         };
+        if index == self.pieces.last() {
+            self.reserve_rest()?;
+        }
         let offset = piece.offset_bytes();
         let hole = piece.is_hole();
         let written = match piece.bytes() {
@@ -204,6 +211,20 @@ impl Staging {
         counter.fetch_add(1, Relaxed);
         self.shared.arrivals.announce();
         Ok(fresh)
+    }
+
+    /// The size is proven: room is set aside, and made, for all of it.
+    fn reserve_rest(&self) -> Result<(), StoreError> {
+        let mut rest = lock(&self.unreserved_bytes);
+        if *rest > 0 {
+            let inner = self.inner.upgrade().ok_or(StoreError::Closed)?;
+            let more = inner.reserve(*rest)?;
+            if let Some(reservation) = &*lock(&self.reservation) {
+                reservation.join(more);
+            }
+            *rest = 0;
+        }
+        Ok(())
     }
 
     /// Makes the whole blob durable, then visible. A pack's contents are hashed and indexed. A sink is only let go:

@@ -115,6 +115,31 @@ fn a_tree_is_one_unit_with_its_packs() {
 }
 
 #[test]
+fn a_tree_that_has_its_own_pack_as_a_file_finds_its_small_files() {
+    let smalls: Vec<Vec<u8>> = (0..40).map(|n| noise(10_000 + n, n as u64)).collect();
+    let pack = {
+        let dir = tempdir();
+        let store = open(&dir);
+        let mut put = store.begin_put().expect("open");
+        smalls.iter().for_each(|small| _ = put.small(small).expect("room"));
+        let pack = put.finish_packs().expect("room")[0].blob;
+        put.commit(blob_root(pack), None).expect("room");
+        read(&store, &pack)
+    };
+    let dir = tempdir();
+    let store = open(&dir);
+    let mut put = store.begin_put().expect("open");
+    let file = put.file(&file_of(&pack)).expect("room").blob;
+    smalls.iter().for_each(|small| _ = put.small(small).expect("room"));
+    assert_eq!(put.finish_packs().expect("room")[0].blob, file);
+    put.commit(blob_root(file), None).expect("room");
+    assert!(store.has_pack(&file).expect("index"));
+    for small in &smalls {
+        assert_eq!(&read(&store, &BlobId::of(small)), small);
+    }
+}
+
+#[test]
 fn a_tree_that_names_what_is_not_here_is_refused_and_nothing_is_visible() {
     let dir = tempdir();
     let store = open(&dir);

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use bench::*;
 use tempfile::TempDir;
-use velo_object::{BlobId, EntryKind, ObjectId, ObjectKind, TreeBuilder};
+use velo_object::{BlobId, EntryKind, ObjectId, ObjectKind, Outboard, TreeBuilder};
 use velo_store::{StageKind, Store, StoreError, StoreOptions, What};
 
 fn small_store(dir: &TempDir, capacity_bytes: u64) -> Store {
@@ -136,6 +136,41 @@ fn transfers_cannot_promise_more_than_there_is() {
     let third = stage(3).expect("room again");
     assert_eq!(store.usage().expect("figures").staged_bytes, 8 << 20);
     drop((second, third));
+}
+
+#[test]
+fn a_size_that_nothing_proves_evicts_nothing() {
+    let dir = tempdir();
+    let store = small_store(&dir, 10 << 20);
+    let cached = cache_blob(&store, &noise(6 << 20, 1));
+    let content = noise(5 << 20, 2);
+    let sent = outboard_of(&content).expect("five pieces").encode();
+    let provisional = Outboard::decode(BlobId::of(&content), &sent).expect("whole");
+    assert!(!provisional.is_confirmed());
+    let staging = store
+        .stage(BlobId::of(&content), 5 << 20, Some(provisional.clone()), None, StageKind::Blob)
+        .expect("room for a piece");
+    staging.write(&piece(&content, Some(&provisional), 0)).expect("room");
+    assert!(store.has(&cached).expect("index"));
+    // The last piece proves it, and makes room.
+    staging.write(&piece(&content, Some(&provisional), 4)).expect("room");
+    assert!(!store.has(&cached).expect("index"));
+    assert_eq!(store.usage().expect("figures").staged_bytes, 5 << 20);
+    (1..4).for_each(|index| _ = staging.write(&piece(&content, Some(&provisional), index)).expect("room"));
+    staging.commit().expect("all is here");
+    assert_eq!(read(&store, &BlobId::of(&content)), content);
+
+    // Too large for the store: that is said when it is known.
+    put_blob(&store, &noise(3 << 20, 4));
+    let content = noise(8 << 20, 3);
+    let sent = outboard_of(&content).expect("eight pieces").encode();
+    let provisional = Outboard::decode(BlobId::of(&content), &sent).expect("whole");
+    let staging = store
+        .stage(BlobId::of(&content), 8 << 20, Some(provisional.clone()), None, StageKind::Blob)
+        .expect("room for a piece");
+    let last = staging.write(&piece(&content, Some(&provisional), 7));
+    assert!(matches!(last, Err(StoreError::Full { needed_bytes: 0x70_0000, .. })), "{last:?}");
+    assert!(!staging.has(7));
 }
 
 #[test]
