@@ -66,6 +66,30 @@ fn every_kind_of_entry_arrives_the_same() {
 }
 
 #[test]
+fn no_keep_keeps_what_is_pinned_and_nothing_else() {
+    let cluster = Cluster::start(2);
+    let source = cluster.path("source");
+    many_files(&source, 1, 50, 10_000);
+    random_file(&source.join("large"), 2, 3 << 20);
+    let id = put(&cluster.nodes[0], &source);
+    cluster.nodes[1].ok(&["pin", &id]);
+    cluster.nodes[1].ok(&["get", &id, text(&cluster.path("dest")), "--no-keep"]);
+    assert_same(&source, &cluster.path("dest"));
+    let pins = cluster.nodes[1].socket().pins().expect("velod answers");
+    assert!(pins.iter().any(|pin| pin.to_string() == id), "{pins:?}");
+
+    let small = cluster.path("small");
+    fs::write(&small, b"a few bytes").expect("a file");
+    let blob = put(&cluster.nodes[0], &small);
+    let dest = cluster.path("small-dest");
+    cluster.nodes[1].ok(&["get", &blob, text(&dest), "--no-keep"]);
+    assert_eq!(fs::read(&dest).expect("a file"), b"a few bytes");
+    let kept =
+        cluster.nodes[1].socket().stat_one(velo_object::BlobId::of(b"a few bytes")).expect("velod answers");
+    assert_eq!(kept, None, "--no-keep kept a blob in the store");
+}
+
+#[test]
 fn get_writes_only_what_differs() {
     let cluster = Cluster::start(2);
     let source = cluster.path("source");

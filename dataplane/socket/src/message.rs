@@ -212,6 +212,11 @@ pub enum Request {
         /// At most this many.
         limit: u32,
     },
+    /// Gives up files that are cache: nothing that is pinned or in use. [`Response::Removed`].
+    Forget {
+        /// Which.
+        blobs: Vec<BlobId>,
+    },
 }
 
 /// What velod answers.
@@ -259,7 +264,7 @@ pub enum Response {
     Jobs(Vec<JobStatus>),
     /// To [`Request::Pins`].
     Pins(Vec<ObjectId>),
-    /// To [`Request::Remove`].
+    /// To [`Request::Remove`] and [`Request::Forget`].
     Removed {
         /// Blobs removed.
         blobs: u64,

@@ -187,6 +187,12 @@ impl Client {
         expect!(answer, Response::Removed { blobs, bytes, kept } => (blobs, bytes, kept))
     }
 
+    /// Gives up files that are cache: how many went, how many bytes they had, and how many stay.
+    pub fn forget(&mut self, blobs: Vec<BlobId>) -> Result<(u64, u64, u64), ClientError> {
+        let answer = self.call(&Request::Forget { blobs }, &[]);
+        expect!(answer, Response::Removed { blobs, bytes, kept } => (blobs, bytes, kept))
+    }
+
     /// A stream of [`Response::Verifying`].
     pub fn verify(&mut self) -> Result<Responses<'_>, ClientError> {
         self.stream(&Request::Verify)

@@ -213,6 +213,10 @@ fn answer(
             let removed = store.remove(root).map_err(|e| store_error(&e))?;
             Response::Removed { blobs: removed.blobs, bytes: removed.bytes, kept: removed.kept }
         }
+        Request::Forget { blobs } => {
+            let removed = store.forget(&blobs).map_err(|e| store_error(&e))?;
+            Response::Removed { blobs: removed.blobs, bytes: removed.bytes, kept: removed.kept }
+        }
         Request::Status => Response::Status(Box::new(status(context))),
         Request::Members(members) => {
             context.sessions.set_members(members);

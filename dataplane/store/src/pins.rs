@@ -125,6 +125,32 @@ impl Store {
         Ok(roots)
     }
 
+    /// Gives up files that are cache: what is pinned, held or part of a put stays, and so does what is not here as a file
+    /// of its own.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`], [`StoreError::Database`], [`StoreError::Io`].
+    pub fn forget(&self, ids: &[BlobId]) -> Result<Removed, StoreError> {
+        let inner = &self.0;
+        let _changing = lock(&inner.changing);
+        inner.writable()?;
+        let mut removed = Removed::default();
+        let mut gone = Vec::new();
+        for id in ids {
+            let Some(record) = inner.index.file(id)? else { continue };
+            let indexed = inner.indexed(*id, record);
+            let forget = || inner.index.remove(std::slice::from_ref(&indexed));
+            if !lock(&inner.pins).protects(id) && inner.files.forget_unless_held(id, forget)? {
+                gone.push(indexed);
+            } else {
+                removed.kept += 1;
+            }
+        }
+        removed.blobs = gone.len() as u64;
+        removed.bytes = inner.delete_files(&gone)?;
+        Ok(removed)
+    }
+
     /// Removes a root with its pin, and all that it names and no other pinned root does; also what has arrived of a
     /// transfer. Who has a file open may read on.
     ///

@@ -139,6 +139,21 @@ fn transfers_cannot_promise_more_than_there_is() {
 }
 
 #[test]
+fn only_cache_is_given_up() {
+    let dir = tempdir();
+    let store = open(&dir);
+    let [cached, held] = [1, 2].map(|n| cache_blob(&store, &noise(200_000, n)));
+    let pinned = put_blob(&store, &noise(200_000, 3));
+    let mut hold = store.hold();
+    hold.add(held);
+    let removed = store.forget(&[cached, held, pinned, BlobId::of(b"never here")]).expect("open");
+    assert_eq!((removed.blobs, removed.kept), (1, 2));
+    assert!(!store.has(&cached).expect("index"));
+    assert!(store.has(&held).expect("index") && store.has(&pinned).expect("index"));
+    assert!(store.stat(&pinned).expect("index").expect("here").pinned);
+}
+
+#[test]
 fn a_size_that_nothing_proves_evicts_nothing() {
     let dir = tempdir();
     let store = small_store(&dir, 10 << 20);

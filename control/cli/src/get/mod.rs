@@ -118,9 +118,14 @@ impl Get<'_> {
         let mut fetched = Vec::new();
         let mut direct_bytes = 0;
         if self.options.no_keep {
-            fetched = self.absent_packs(velod, &tree, had_table, id)?;
+            let packs = absent(velod, tree.packs().map(|pack| pack.blob))?;
+            // The origin gives large files, too, by way of the store.
+            fetched = absent(velod, tree.blobs().map(|blob| blob.blob))?;
+            fetched.extend(&packs);
+            fetched.extend((!had_table).then_some(id.blob));
             self.progress.phase("getting");
-            let packs: Vec<ObjectId> = fetched.iter().copied().filter(|pack| *pack != id).collect();
+            let packs: Vec<ObjectId> =
+                packs.into_iter().map(|blob| ObjectId { kind: ObjectKind::Blob, blob }).collect();
             if !packs.is_empty() {
                 let some = fetch(self.node, &packs, false, self.limits, self.progress)?;
                 sum(&mut traffic, &some);
@@ -157,10 +162,7 @@ impl Get<'_> {
             self.limits.interrupt,
             self.progress,
         )?;
-        for id in fetched {
-            // What another root needs stays; what fails here is only cache, and goes when room is needed.
-            let _ = velod.remove(id);
-        }
+        forget(velod, fetched);
         let direct = (indexes.len() - left.len()) as u64;
         Ok(Summary {
             ok: true,
@@ -175,26 +177,6 @@ impl Get<'_> {
             transfer_seconds,
             seconds: 0.0,
         })
-    }
-
-    /// What `--no-keep` brings into the store for a while: packs (and the table) that were not here before.
-    fn absent_packs(
-        &self,
-        velod: &mut Client,
-        tree: &Tree<Vec<u8>>,
-        had_table: bool,
-        id: ObjectId,
-    ) -> anyhow::Result<Vec<ObjectId>> {
-        let mut absent = Vec::new();
-        for pack in tree.packs() {
-            if !fetch::all_here(velod, [pack.blob])? {
-                absent.push(ObjectId { kind: ObjectKind::Blob, blob: pack.blob });
-            }
-        }
-        if !had_table {
-            absent.push(id);
-        }
-        Ok(absent)
     }
 
     /// Whether what is to be written fits the destination.
@@ -249,10 +231,9 @@ impl Get<'_> {
         let mut traffic = Traffic::default();
         if !fetch::all_here(velod, [id.blob])? {
             self.progress.phase("getting");
-            if self.options.no_keep
-                && let Some(size) = self.size_elsewhere(&id.blob)?
-            {
-                if !self.options.force {
+            if self.options.no_keep {
+                let size = self.size_elsewhere(&id.blob)?.filter(|_| !self.options.force);
+                if let Some(size) = size {
                     fits(
                         size.saturating_add(SPARE_BYTES),
                         destination.free_bytes()?,
@@ -262,6 +243,8 @@ impl Get<'_> {
                 let sinks = [direct::Sink::open(dir, name, EntryKind::File, id.blob, None, 0)?];
                 traffic = direct::pull(self.node, velod, &sinks, self.limits, self.progress)?;
                 let size = sinks[0].finish()?.size_bytes;
+                // The origin gives it by way of the store.
+                forget(velod, vec![id.blob]);
                 let written = Written { entries: 1, linked: 0, bytes: size };
                 return Ok(summary_of_blob(id, size, written, traffic, begun));
             }
@@ -293,14 +276,34 @@ impl Get<'_> {
     }
 
     /// The least size of a blob that somebody who has it states: whether it fits can be guessed from it, and no more, for nobody
-    /// has proven it. Small ones are worth no file of their own.
+    /// has proven it.
     fn size_elsewhere(&self, blob: &BlobId) -> anyhow::Result<Option<u64>> {
         let id = blob.to_string();
         let found: Vec<velo_control::client::Holders> =
             self.node.control()?.get("/v1/where", &[("id", id.as_str())])?;
         let holders = found.iter().flat_map(|found| &found.holders).filter(|holder| holder.complete);
-        let size = holders.filter_map(|holder| holder.size_bytes).min();
-        Ok(size.filter(|size| *size > velo_object::PACKED_FILE_BYTES))
+        Ok(holders.filter_map(|holder| holder.size_bytes).min())
+    }
+}
+
+/// Those that are not here.
+fn absent(velod: &mut Client, blobs: impl IntoIterator<Item = BlobId>) -> anyhow::Result<Vec<BlobId>> {
+    let mut absent: Vec<BlobId> = blobs.into_iter().collect();
+    let mut complete = Vec::with_capacity(absent.len());
+    for some in absent.chunks(4096) {
+        let stats = velod.stat(some.to_vec())?;
+        complete.extend(stats.into_iter().map(|stat| stat.is_some_and(|stat| stat.complete)));
+    }
+    let mut complete = complete.into_iter();
+    absent.retain(|_| !complete.next().unwrap_or(false));
+    Ok(absent)
+}
+
+/// Gives up what `--no-keep` brought into the store for a while; what is pinned or in use by then stays. What fails here is only
+/// cache, and goes when room is needed.
+fn forget(velod: &mut Client, blobs: Vec<BlobId>) {
+    for some in blobs.chunks(4096) {
+        let _ = velod.forget(some.to_vec());
     }
 }
 
