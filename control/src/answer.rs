@@ -110,7 +110,7 @@ impl Control {
             Ask::Push(news) => {
                 let mut refused = Vec::new();
                 for (number, news) in (0..).zip(news) {
-                    if let Err(error) = self.hear(news).await {
+                    if let Err(error) = self.hear(node, news).await {
                         tracing::debug!(error, from = %node.short(), "news that is not believed");
                         refused.push((number, error));
                     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use velo_object::ObjectId;
+use velo_object::{NodeId, ObjectId};
 
 use crate::node::{Control, REFS};
 use crate::now_ms;
@@ -71,7 +71,7 @@ impl Control {
             Step::Write(record) => record,
             Step::Forward(writer) => return Ok(Err(writer)),
         };
-        let (_, held) = self.refs().preview(&record);
+        let (_, held) = self.refs().preview(&record, now_ms());
         let held = held.ok_or(RefError::Full)?;
         let key = change.name.as_str().as_bytes();
         self.velod.book_put(REFS, key, Some(held.encode())).await?;
@@ -89,19 +89,48 @@ impl Control {
         Ok(Ok(held))
     }
 
-    pub(crate) async fn hear_ref(&self, signed: Signed) -> Result<bool, String> {
+    pub(crate) async fn hear_ref(&self, from: NodeId, signed: Signed) -> Result<bool, String> {
         let record = CheckedRef::check(signed, &self.cluster)?;
+        let writer = record.writer();
+        // Whoever has a session is a member, also where its record has not come yet.
+        if writer != from && !self.was_member(&writer) {
+            return Err(format!(
+                "`{}` is signed by {}, which was never a member as far as is known here",
+                record.record.name,
+                writer.short()
+            ));
+        }
         self.take_ref(&record).await.map_err(|error| error.to_string())
     }
 
     /// Merges a record of another node; the book has it before this node shows it.
-    async fn take_ref(&self, record: &CheckedRef) -> Result<bool, VelodError> {
+    async fn take_ref(&self, record: &CheckedRef) -> Result<bool, ChangeError> {
+        record.check_numbers(now_ms()).map_err(ChangeError::Record)?;
         let _one = self.ref_writes.lock().await;
-        let (merged, held) = self.refs().preview(record);
+        let (merged, held) = self.refs().preview(record, now_ms());
+        if merged == Merged::Full {
+            return Err(RefError::Full.into());
+        }
         let Some(held) = held else { return Ok(false) };
         let key = record.record.name.as_str().as_bytes();
         self.velod.book_put(REFS, key, Some(held.encode())).await?;
-        self.refs().restore(held);
+        let displaced = {
+            let mut refs = self.refs();
+            let own = refs.live(&record.record.name).filter(|known| known.current.writer() == self.node);
+            let displaced = own.is_some_and(|known| {
+                held.current.writer() != self.node && held.current.record.life > known.current.record.life
+            });
+            refs.restore(held);
+            displaced
+        };
+        if displaced {
+            self.metrics.ref_conflicts.inc();
+            tracing::warn!(
+                name = %record.record.name,
+                writer = %record.writer(),
+                "another node has made itself the writer of a name of this node, which was not deleted"
+            );
+        }
         if let Merged::Lost(lost) = merged {
             self.metrics.ref_conflicts.inc();
             tracing::warn!(
@@ -111,6 +140,20 @@ impl Control {
             );
         }
         Ok(true)
+    }
+
+    /// Forgets names that were deleted long ago.
+    pub(crate) async fn forget_names(&self) {
+        let _one = self.ref_writes.lock().await;
+        let forgettable = self.refs().forgettable(self.node, now_ms());
+        for name in forgettable {
+            // The book first: what it still has comes back with a restart and is forgotten then.
+            if let Err(error) = self.velod.book_put(REFS, name.as_str().as_bytes(), None).await {
+                tracing::debug!(%error, "deleted names are forgotten later");
+                return;
+            }
+            self.refs().forget(&name);
+        }
     }
 
     /// What a name means.

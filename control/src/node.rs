@@ -214,6 +214,14 @@ impl Control {
         self.revocations().contains(node)
     }
 
+    /// Whether a node is a member or was one, as far as this node knows.
+    pub(crate) fn was_member(&self, node: &NodeId) -> bool {
+        *node == self.node
+            || self.roster().get(node).is_some()
+            || self.revoked(node)
+            || self.setup.seeds.iter().any(|seed| seed.node == *node)
+    }
+
     /// Members that may answer a call, seeds among them that have not shown a record yet.
     pub(crate) fn reachable(&self) -> Vec<NodeId> {
         let mut nodes = self.roster().reachable(self.node);
@@ -325,17 +333,17 @@ impl Control {
         }
     }
 
-    /// Takes news over. Whether it was any.
+    /// Takes news over that a member sent. Whether it was any.
     ///
     /// # Errors
     /// Why it is not believed, or could not be kept.
-    pub(crate) async fn hear(&self, news: News) -> Result<bool, String> {
+    pub(crate) async fn hear(&self, from: NodeId, news: News) -> Result<bool, String> {
         match news {
             News::Member(signed) => {
                 let member = CheckedMember::check(signed, &self.cluster)?;
                 Ok(self.hear_member(&member).await)
             }
-            News::Ref(signed) => self.hear_ref(signed).await,
+            News::Ref(signed) => self.hear_ref(from, signed).await,
             News::Revoked(signed) => self.hear_revoked(&signed).await,
             News::GossipKey(signed) => self.hear_key(&signed).await,
         }

@@ -1,17 +1,20 @@
 //! Anti-entropy: two nodes compare what they know, and each gets what it lacks.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use velo_object::NodeId;
 
 use crate::node::{Control, PeerError, lock};
+use crate::now_ms;
 use crate::rpc::{Ask, Knowledge, MAX_RECORDS, News, PAGE_NAMES, Reply};
 use crate::signed::Signed;
 
 /// How long another node may take to answer.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often deleted names are looked through.
+const TIDY_EVERY: Duration = Duration::from_secs(3600);
 /// Nodes that are told news at once.
 const AT_ONCE: usize = 16;
 
@@ -20,7 +23,7 @@ impl Control {
         let members = self.roster().versions();
         let gossip_epoch = lock(&self.keyring).epoch();
         let revoked_serial = self.revocations().serial();
-        Knowledge { members, revoked_serial, gossip_epoch, refs: self.refs().digest() }
+        Knowledge { members, revoked_serial, gossip_epoch, refs: self.refs().digest(now_ms()) }
     }
 
     /// What somebody with this knowledge lacks. Lists of revocations come first.
@@ -40,14 +43,14 @@ impl Control {
         };
         let (members, want_members) = self.roster().compare(&theirs.members);
         news.extend(members.into_iter().take(MAX_RECORDS).map(News::Member));
-        let refs = self.refs().digest();
+        let refs = self.refs().digest(now_ms());
         Reply::Sync { news, want_members, revoked_serial, gossip_epoch, refs }
     }
 
     /// One page of names of another node.
     pub(crate) fn answer_names(&self, ask: &Ask) -> Option<Reply> {
         let Ask::Names { after, page, last } = ask else { return None };
-        let (mut records, want) = self.refs().compare(after.as_ref(), page, *last);
+        let (mut records, want) = self.refs().compare(after.as_ref(), page, *last, now_ms());
         records.truncate(MAX_RECORDS);
         Some(Reply::Names { records, want })
     }
@@ -63,7 +66,7 @@ impl Control {
             return Err(PeerError::Unexpected(node));
         };
         for news in news.into_iter().take(MAX_RECORDS + 2) {
-            if let Err(error) = self.hear(news).await {
+            if let Err(error) = self.hear(node, news).await {
                 tracing::debug!(error, from = %node.short(), "news that is not believed");
             }
         }
@@ -81,7 +84,7 @@ impl Control {
         if !push.is_empty() {
             self.ask(node, &Ask::Push(push), CALL_TIMEOUT).await?;
         }
-        if refs != self.refs().digest() {
+        if refs != self.refs().digest(now_ms()) {
             self.sync_names(node).await?;
         }
         self.metrics.syncs.inc();
@@ -91,13 +94,13 @@ impl Control {
     async fn sync_names(&self, node: NodeId) -> Result<(), PeerError> {
         let mut after = None;
         loop {
-            let page = self.refs().page(after.as_ref(), PAGE_NAMES);
+            let page = self.refs().page(after.as_ref(), PAGE_NAMES, now_ms());
             let last = page.len() < PAGE_NAMES;
             let next = page.last().map(|digest| digest.name.clone());
             let reply = self.ask(node, &Ask::Names { after, page, last }, CALL_TIMEOUT).await?;
             let Reply::Names { records, want } = reply else { return Err(PeerError::Unexpected(node)) };
             for record in records.into_iter().take(MAX_RECORDS) {
-                if let Err(error) = self.hear(News::Ref(record)).await {
+                if let Err(error) = self.hear(node, News::Ref(record)).await {
                     tracing::debug!(error, from = %node.short(), "a name that is not believed");
                 }
             }
@@ -142,7 +145,12 @@ impl Control {
     /// every few seconds otherwise.
     pub(crate) async fn sync_loop(self: Arc<Self>) {
         let mut turn: usize = 0;
+        let mut tidied: Option<Instant> = None;
         loop {
+            if tidied.is_none_or(|at| at.elapsed() > TIDY_EVERY) || self.refs().is_crowded() {
+                self.forget_names().await;
+                tidied = Some(Instant::now());
+            }
             let keyless = lock(&self.keyring).epoch().is_none();
             let nodes = self.reachable();
             let mut pause = Duration::from_millis(if keyless { 300 } else { 4000 });

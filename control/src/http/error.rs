@@ -93,7 +93,7 @@ impl From<ChangeError> for ApiError {
             ChangeError::Record(_) => (StatusCode::BAD_GATEWAY, "mismatch"),
             ChangeError::Ref(RefError::Conflict { .. }) => (StatusCode::CONFLICT, "conflict"),
             ChangeError::Ref(RefError::Absent(_)) => (StatusCode::NOT_FOUND, "not_found"),
-            ChangeError::Ref(RefError::Full) => (StatusCode::TOO_MANY_REQUESTS, "limit"),
+            ChangeError::Ref(RefError::Full | RefError::Spent(_)) => (StatusCode::TOO_MANY_REQUESTS, "limit"),
             ChangeError::Ref(RefError::Writer { .. }) => (StatusCode::BAD_GATEWAY, "unreachable"),
         };
         Self::new(status, code, error)

@@ -32,7 +32,7 @@ pub struct RefRecord {
     pub cluster: [u8; 32],
     /// The name.
     pub name: RefName,
-    /// Rises when a name is created anew: after it was deleted, or after its writer was revoked.
+    /// Rises when a name is created anew: after it was deleted, or after its writer was revoked. At most the time in ms.
     pub life: u64,
     /// When this life began. Of two lives with one number the older wins.
     pub created_ms: u64,
@@ -71,6 +71,23 @@ impl CheckedRef {
             return Err(format!("the record of `{}` has no good history", record.name));
         }
         Ok(Self { record, signed })
+    }
+
+    /// Whether its numbers and times can be those of an honest writer; a record of another node must pass before it is merged.
+    ///
+    /// # Errors
+    /// Why it is not believed.
+    pub fn check_numbers(&self, now_ms: u64) -> Result<(), String> {
+        let most = now_ms.saturating_add(super::CLOCK_SKEW_MS);
+        let (record, value) = (&self.record, self.value());
+        let numbers = [record.life, record.created_ms, value.version, value.written_ms];
+        if numbers.into_iter().any(|number| number > most) {
+            return Err(format!(
+                "the record of `{}` has a number that no writer can have come to yet (or a clock is off by more than a day)",
+                record.name
+            ));
+        }
+        Ok(())
     }
 
     /// The writer.

@@ -11,8 +11,9 @@ use crate::authority;
 use crate::identity::Identity;
 use crate::names::ChangeError;
 use crate::node::{Control, PeerError, StartError, lock};
-use crate::refs::{Change, RefError};
+use crate::refs::{Change, CheckedRef, Held, RefError, RefRecord, Value};
 use crate::rpc::{Ask, Knowledge, News, Reply};
+use crate::signed::Signed;
 
 fn id(n: u8) -> ObjectId {
     ObjectId { kind: ObjectKind::Tree, blob: BlobId::of(&[n]) }
@@ -127,7 +128,71 @@ async fn creations_on_both_sides_of_a_cut_meet_again() {
         let lost = held.lost.as_ref().map(|lost| lost.writer);
         assert_eq!(lost, Some(nodes[2].id()).filter(|_| node.id() != nodes[1].id()));
     }
-    assert_eq!(nodes[0].control.refs().digest(), nodes[2].control.refs().digest());
+    assert_eq!(
+        nodes[0].control.refs().digest(crate::now_ms()),
+        nodes[2].control.refs().digest(crate::now_ms())
+    );
+}
+
+#[tokio::test]
+async fn names_of_strangers_and_of_no_honest_clock_are_refused() {
+    let (nodes, _net) = cluster(3, None).await;
+    nodes[1].control.change_ref(set("x", 1, Some(0))).await.expect("created");
+    until("all know it", || nodes.iter().all(|n| read(&n.control, "x").is_some())).await;
+    let now = crate::now_ms();
+    let record = |life, version| RefRecord {
+        cluster: nodes[0].control.cluster,
+        name: "x".parse().expect("a name"),
+        life,
+        created_ms: 1,
+        values: vec![Value { id: Some(id(6)), version, written_ms: now }],
+    };
+    let stranger = crate::signed::tests::signer();
+    let hear = |record: Signed| nodes[0].control.hear(nodes[2].id(), News::Ref(record));
+    let refused = hear(stranger.sign(&record(now, 2))).await.expect_err("nobody knows the signer");
+    assert!(refused.contains("never a member"), "{refused}");
+    let insider = nodes[2].control.identity.load_full();
+    assert!(hear(insider.signer.sign(&record(u64::MAX, 2))).await.is_err());
+    assert!(hear(insider.signer.sign(&record(now, u64::MAX))).await.is_err());
+    assert_eq!(read(&nodes[0].control, "x"), Some((id(1), 1)));
+
+    // The most that an insider can claim still leaves room above, and its writer notices; once it is revoked the name is anybody's.
+    let most = insider.signer.sign(&record(now + crate::refs::CLOCK_SKEW_MS, now));
+    for node in &nodes[..2] {
+        assert_eq!(node.control.hear(nodes[2].id(), News::Ref(most.clone())).await, Ok(true));
+    }
+    assert_eq!(nodes[1].control.metrics.ref_conflicts.get(), 1);
+    nodes[0].control.revoke(nodes[2].id()).await.expect("revoked");
+    nodes[1].control.change_ref(set("x", 2, None)).await.expect("taken back");
+    until("both know it", || nodes[..2].iter().all(|n| read(&n.control, "x") == Some((id(2), now + 1))))
+        .await;
+}
+
+#[tokio::test]
+async fn deleted_names_are_forgotten_by_all_but_their_writer() {
+    let (mut nodes, _net) = cluster(2, None).await;
+    let long_ago = crate::now_ms() - crate::refs::TOMBSTONE_LIFE_MS - 1000;
+    let signing = nodes[0].control.identity.load_full();
+    let dead = |name: &str| RefRecord {
+        cluster: nodes[0].control.cluster,
+        name: name.parse().expect("a name"),
+        life: 1,
+        created_ms: 1,
+        values: vec![Value { id: None, version: 2, written_ms: long_ago }],
+    };
+    for node in &nodes {
+        let record = dead("gone");
+        let current = CheckedRef { signed: signing.signer.sign(&record), record };
+        let held = Held { current, lost: None };
+        node.control.velod.book_put(crate::node::REFS, b"gone", Some(held.encode())).await.expect("kept");
+    }
+    for node in &mut nodes {
+        node.restart().await;
+        node.control.forget_names().await;
+        node.restart().await;
+    }
+    let known = |node: &super::Node| node.control.refs().get(&"gone".parse().expect("a name")).is_some();
+    assert!(known(&nodes[0]) && !known(&nodes[1]));
 }
 
 #[tokio::test]
@@ -154,7 +219,7 @@ async fn a_revoked_node_is_out_and_the_key_of_gossip_is_another() {
     assert!(matches!(asked, Err(PeerError::Unreachable(..))), "{asked:?}");
     // Its record does not come back with somebody's news, and its names can be taken over.
     let record = nodes[2].control.own_record().expect("its record");
-    assert_eq!(nodes[1].control.hear(News::Member(record)).await, Ok(false));
+    assert_eq!(nodes[1].control.hear(nodes[1].id(), News::Member(record)).await, Ok(false));
     let taken = nodes[1].control.change_ref(set("theirs", 2, Some(1))).await.expect("taken over");
     assert_eq!(taken.current.writer(), nodes[1].id());
 
@@ -183,8 +248,8 @@ async fn who_missed_a_revocation_hears_of_it_later() {
         serial: 9,
         revoked: vec![],
     });
-    assert!(nodes[0].control.hear(News::Revoked(forged.clone())).await.is_err());
-    assert!(nodes[0].control.hear(News::GossipKey(forged)).await.is_err());
+    assert!(nodes[0].control.hear(nodes[1].id(), News::Revoked(forged.clone())).await.is_err());
+    assert!(nodes[0].control.hear(nodes[1].id(), News::GossipKey(forged)).await.is_err());
 }
 
 #[tokio::test]
