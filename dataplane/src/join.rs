@@ -127,7 +127,10 @@ fn own_key(paths: &Paths) -> Result<rcgen::KeyPair, JoinError> {
         Err(error) => return Err(JoinError::Io { path, error }),
     }
     let dir = paths.identity_dir();
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+    // Others may pass through the one above it: the socket for those who may use this node is there.
+    let make = |path: &Path, mode| fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+    let above = dir.parent().map_or(Ok(()), |parent| make(parent, 0o711));
+    let made = above.and_then(|()| make(&dir, 0o700));
     made.map_err(|error| JoinError::Io { path: dir, error })?;
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519)?;
     write(&path, key.serialize_pem().as_bytes(), 0o600)?;

@@ -44,9 +44,12 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Author
     })
 }
 
-/// Makes a folder that only its owner may enter, if it is not there.
+/// Makes a folder that only its owner may enter, if it is not there. Others may pass through the one above it: the socket for
+/// those who may use this node is beside it.
 pub(crate) fn private_folder(path: &Path) -> Result<(), AuthorityError> {
     use std::os::unix::fs::DirBuilderExt;
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    let make = |path: &Path, mode| fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+    let above = path.parent().map_or(Ok(()), |parent| make(parent, 0o711));
+    let made = above.and_then(|()| make(path, 0o700));
     made.map_err(|source| AuthorityError::Io { path: path.to_owned(), source })
 }

@@ -13,7 +13,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -151,7 +151,17 @@ pub(crate) struct Lock {
 impl Lock {
     /// Locks the directory and says how the last process left it.
     pub fn take(root: &Path, durability: Durability) -> Result<(Self, LastRun), StoreError> {
-        fs::create_dir_all(root).at(root)?;
+        // Content is for those who may use the socket, and not for all who have an account here. Above it others may pass: the socket is
+        // there.
+        if let Some(parent) = root.parent() {
+            fs::DirBuilder::new().recursive(true).mode(0o711).create(parent).at(parent)?;
+        }
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(root).at(root)?;
+        if fs::metadata(root).at(root)?.permissions().mode() & 0o077 != 0
+            && let Err(error) = fs::set_permissions(root, fs::Permissions::from_mode(0o700))
+        {
+            tracing::warn!(store = %root.display(), %error, "others on this host can read all content: `chmod 700` it");
+        }
         let path = root.join("LOCK");
         let mut file = OpenOptions::new()
             .read(true)

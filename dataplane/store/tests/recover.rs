@@ -25,6 +25,20 @@ fn a_second_process_is_refused_by_name() {
 }
 
 #[test]
+fn only_its_owner_may_enter_a_store() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempdir();
+    let root = dir.path().join("above/store");
+    let mode = |path: &std::path::Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+    let opened = |root: &std::path::Path| Store::open(velo_store::StoreOptions::new(root)).expect("opens").0;
+    opened(&root).close().expect("closed");
+    assert_eq!((mode(&root), mode(&dir.path().join("above")) & 0o066), (0o700, 0));
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).expect("ours");
+    opened(&root).close().expect("closed");
+    assert_eq!(mode(&root), 0o700);
+}
+
+#[test]
 fn a_clean_end_needs_no_rebuild_and_an_unclean_one_rebuilds() {
     let dir = tempdir();
     let contents: Vec<Vec<u8>> = [10, 200 << 10, 3 << 20].map(|len| noise(len, len as u64)).into();
