@@ -68,7 +68,14 @@ pub(super) async fn whereabouts(
         });
         let holders = holders.collect();
         let origin = match &control.origin {
-            Some(origin) => Some(origin.has(&id.blob).await?),
+            // Members may have it whatever is wrong there.
+            Some(origin) => match origin.has(&id.blob).await {
+                Ok(has) => Some(has),
+                Err(error) => {
+                    tracing::warn!(%error, %id, "whether the origin has it is not known");
+                    None
+                }
+            },
             None => None,
         };
         found.push(Holders { id: id.to_string(), holders, silent: silent.clone(), origin });
