@@ -49,12 +49,14 @@ impl Control {
         }
     }
 
-    async fn attach(&self) -> Result<tokio::sync::mpsc::Receiver<Incoming>, VelodError> {
+    async fn attach(self: &Arc<Self>) -> Result<tokio::sync::mpsc::Receiver<Incoming>, VelodError> {
         let revoked = self.revocations().nodes();
         self.velod.revoked(revoked).await?;
         self.velod.members(self.members()).await?;
         let calls = self.velod.serve().await?;
         self.look_for_velod().await;
+        // Those that run were begun by a control plane that is gone: nobody else feeds them.
+        tokio::spawn(Arc::clone(self).feed_all());
         Ok(calls)
     }
 

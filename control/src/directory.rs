@@ -58,17 +58,16 @@ impl Control {
             .flat_map(|job| job.roots.into_iter().map(|root| root.blob).chain(job.missing))
             .collect();
         let holding = |(id, stat): (&BlobId, Option<BlobStat>)| {
-            let pulling = pulling.contains(id);
-            match stat {
-                Some(stat) if stat.complete || pulling || !stat.have.is_empty() => Some(Holding {
-                    size_bytes: stat.size_bytes,
-                    complete: stat.complete,
-                    pieces: stat.have.count(),
-                    pulling: pulling && !stat.complete,
-                }),
-                _ if pulling => Some(Holding { size_bytes: None, complete: false, pieces: 0, pulling }),
-                _ => None,
-            }
+            let complete = stat.as_ref().is_some_and(|stat| stat.complete);
+            let pulling = pulling.contains(id) && !complete;
+            let pieces = stat.as_ref().map_or(0, |stat| stat.have.count());
+            (complete || pulling || pieces > 0).then(|| Holding {
+                size_bytes: stat.and_then(|stat| stat.size_bytes),
+                complete,
+                pieces,
+                pulling,
+                origin_bytes: self.origin.as_ref().filter(|_| pulling).and_then(|origin| origin.offers(id)),
+            })
         };
         Ok(ids.iter().zip(stats).map(holding).collect())
     }

@@ -10,6 +10,7 @@ mod answer;
 pub mod authority;
 pub mod client;
 mod directory;
+mod feed;
 mod http;
 pub mod identity;
 pub mod membership;

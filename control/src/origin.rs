@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -15,14 +17,24 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStoreExt as _, WriteMultipart};
 use tokio::io::AsyncWriteExt as _;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use velo_object::{BlobId, ObjectId, ObjectKind, Tree};
 
 use crate::node::lock;
 use crate::velod::{Velod, VelodError};
 
-/// Blobs that are moved at once.
+/// Blobs that are moved at once for one who asks.
 const AT_ONCE: usize = 4;
+/// Blobs that are read at once for all.
+const READS: usize = 16;
+/// How long a read may stand still.
+const STALLED: Duration = Duration::from_secs(10);
+/// How long the origin is not asked again for a blob that it did not give; twice as long after every failure that follows.
+const FIRST_REFUSAL: Duration = Duration::from_secs(5);
+/// The longest of these.
+const LONGEST_REFUSAL: Duration = Duration::from_secs(300);
+/// How many of them are remembered.
+const MOST_REFUSALS: usize = 4096;
 /// Bytes that are read from a blob in one go.
 const CHUNK_BYTES: u64 = 4 << 20;
 /// The largest table of a tree that is read into memory, in bytes.
@@ -54,6 +66,12 @@ pub enum OriginError {
         /// Why it is none.
         why: String,
     },
+    /// It has not got it.
+    #[error("the origin has no {0}")]
+    Absent(BlobId),
+    /// It gives no more.
+    #[error("the origin gives no more of {0}: nothing came for {secs} s", secs = STALLED.as_secs())]
+    Stalled(BlobId),
     /// A file or a pipe failed.
     #[error("moving {0}: {1}")]
     Io(BlobId, std::io::Error),
@@ -70,14 +88,63 @@ pub struct Moved {
     pub present: u64,
 }
 
-type Flight = Arc<OnceCell<u64>>;
+/// What came of reading several blobs.
+#[derive(Debug, Default)]
+pub struct Fetched {
+    /// What was read.
+    pub moved: Moved,
+    /// What was not, and why.
+    pub failed: Vec<(BlobId, OriginError)>,
+}
+
+/// One read, which all share who ask for its blob meanwhile.
+#[derive(Debug, Default)]
+struct Flight {
+    size: OnceCell<u64>,
+    read_bytes: AtomicU64,
+}
+
+type Flights = Mutex<BTreeMap<BlobId, Arc<Flight>>>;
+
+/// Takes part in a flight, which is forgotten when the last one leaves it, however he leaves.
+struct Aboard<'a> {
+    flights: &'a Flights,
+    blob: BlobId,
+    flight: Arc<Flight>,
+}
+
+impl<'a> Aboard<'a> {
+    fn new(flights: &'a Flights, blob: BlobId) -> Self {
+        let flight = Arc::clone(lock(flights).entry(blob).or_default());
+        Self { flights, blob, flight }
+    }
+}
+
+impl Drop for Aboard<'_> {
+    fn drop(&mut self) {
+        let mut flights = lock(self.flights);
+        // Given back under the lock, so that of several who leave at once the last one sees that he is.
+        self.flight = Arc::default();
+        if flights.get(&self.blob).is_some_and(|flight| Arc::strong_count(flight) == 1) {
+            flights.remove(&self.blob);
+        }
+    }
+}
+
+/// The origin did not give a blob lately.
+#[derive(Debug, Clone, Copy)]
+struct Refusal {
+    until: Instant,
+    pause: Duration,
+}
 
 /// An origin.
 #[derive(Debug)]
 pub struct Origin {
     store: LocalFileSystem,
-    /// What is being fetched; one fetch for all who ask.
-    flights: Mutex<BTreeMap<BlobId, Flight>>,
+    flights: Flights,
+    refusals: Mutex<BTreeMap<BlobId, Refusal>>,
+    reads: Semaphore,
 }
 
 fn place(blob: &BlobId) -> Path {
@@ -94,7 +161,12 @@ impl Origin {
         let bad = || OriginError::Url(url.to_owned());
         let folder = url.strip_prefix("file://").filter(|path| path.starts_with('/')).ok_or_else(bad)?;
         let store = LocalFileSystem::new_with_prefix(PathBuf::from(folder)).map_err(|_| bad())?;
-        Ok(Self { store: store.with_fsync(true), flights: Mutex::new(BTreeMap::new()) })
+        Ok(Self {
+            store: store.with_fsync(true),
+            flights: Mutex::default(),
+            refusals: Mutex::default(),
+            reads: Semaphore::new(READS),
+        })
     }
 
     /// Whether it has a blob.
@@ -112,6 +184,33 @@ impl Origin {
     /// Whether something is being read from it now.
     pub fn is_reading(&self) -> bool {
         !lock(&self.flights).is_empty()
+    }
+
+    /// Whether it is worth asking for a blob, for it has not refused it lately: then how many bytes of it have been read by now.
+    pub fn offers(&self, blob: &BlobId) -> Option<u64> {
+        let refused = lock(&self.refusals).get(blob).is_some_and(|refusal| Instant::now() < refusal.until);
+        (!refused).then(|| self.read_bytes([blob]))
+    }
+
+    /// How many bytes of these have been read by the reads that go on now.
+    pub fn read_bytes<'a>(&self, blobs: impl IntoIterator<Item = &'a BlobId>) -> u64 {
+        let flights = lock(&self.flights);
+        let read = blobs.into_iter().filter_map(|blob| flights.get(blob));
+        read.map(|flight| flight.read_bytes.load(Ordering::Relaxed)).sum()
+    }
+
+    fn refuse(&self, blob: BlobId, absent: bool) {
+        let now = Instant::now();
+        let mut refusals = lock(&self.refusals);
+        let before = refusals.get(&blob).map(|refusal| refusal.pause * 2).filter(|_| !absent);
+        let pause = before.unwrap_or(FIRST_REFUSAL).min(LONGEST_REFUSAL);
+        if refusals.len() >= MOST_REFUSALS {
+            refusals.retain(|_, refusal| now < refusal.until);
+            if refusals.len() >= MOST_REFUSALS {
+                refusals.pop_first();
+            }
+        }
+        refusals.insert(blob, Refusal { until: now + pause, pause });
     }
 
     /// Stores what this node has, with all that a tree names; what is there already is not written again. It is durable when this returns.
@@ -185,83 +284,79 @@ impl Origin {
         Ok(Some(size))
     }
 
-    /// Reads a root into this node's store, with all that a tree names unless only its table is wanted. None where the origin has not got it.
-    ///
-    /// # Errors
-    /// [`OriginError`].
-    pub async fn fetch(
-        &self,
-        velod: &Velod,
-        root: ObjectId,
-        tables_only: bool,
-    ) -> Result<Option<Moved>, OriginError> {
-        let mut moved = Moved::default();
-        if !self.fetch_blob(velod, root.blob, &mut moved).await? {
-            return Ok(None);
-        }
-        if root.kind == ObjectKind::Tree && !tables_only {
-            let parts = parts(root.blob, read(velod, root.blob, MAX_TABLE_BYTES).await?)?;
-            let mut fetches = futures_util::stream::iter(parts)
-                .map(|part| async move {
-                    let mut moved = Moved::default();
-                    self.fetch_blob(velod, part, &mut moved).await.map(|_| moved)
-                })
-                .buffer_unordered(AT_ONCE);
-            while let Some(part) = fetches.try_next().await? {
-                moved.blobs += part.blobs;
-                moved.bytes += part.bytes;
-                moved.present += part.present;
+    /// Reads blobs into this node's store. What it did not give lately is not asked for again.
+    pub async fn fetch(&self, velod: &Velod, blobs: &[BlobId]) -> Fetched {
+        let mut fetched = Fetched::default();
+        let offered = blobs.iter().copied().filter(|blob| self.offers(blob).is_some());
+        let mut reads = futures_util::stream::iter(offered)
+            .map(|blob| async move { (blob, self.fetch_blob(velod, blob).await) })
+            .buffer_unordered(AT_ONCE);
+        while let Some((blob, read)) = reads.next().await {
+            match read {
+                Ok(read) => {
+                    fetched.moved.add(read);
+                    lock(&self.refusals).remove(&blob);
+                }
+                Err(error) => {
+                    // Where velod is away, the origin is not to blame.
+                    if !matches!(error, OriginError::Velod(VelodError::Down(_) | VelodError::Unexpected(_))) {
+                        self.refuse(blob, matches!(error, OriginError::Absent(_)));
+                    }
+                    fetched.failed.push((blob, error));
+                }
             }
         }
-        Ok(Some(moved))
+        fetched
     }
 
-    /// One blob; all who ask for it at one time share one read.
-    async fn fetch_blob(&self, velod: &Velod, blob: BlobId, moved: &mut Moved) -> Result<bool, OriginError> {
+    /// One blob; all who ask for it at one time share one read. The bytes read; none where it was there, or another one's read brought it.
+    async fn fetch_blob(&self, velod: &Velod, blob: BlobId) -> Result<Option<u64>, OriginError> {
         let here = velod.stat(vec![blob]).await?;
         if here.first().is_some_and(|stat| stat.as_ref().is_some_and(|stat| stat.complete)) {
-            moved.present += 1;
-            return Ok(true);
+            return Ok(None);
         }
-        let flight = Arc::clone(lock(&self.flights).entry(blob).or_default());
+        let aboard = Aboard::new(&self.flights, blob);
+        let flight = &aboard.flight;
         let mut mine = false;
-        let fetched = flight
-            .get_or_try_init(|| {
-                mine = true;
-                self.read_blob(velod, blob)
-            })
-            .await
-            .copied();
-        lock(&self.flights).remove(&blob);
-        match fetched {
-            Ok(bytes) => {
-                moved.blobs += u64::from(mine);
-                moved.bytes += if mine { bytes } else { 0 };
-                Ok(true)
-            }
-            Err(OriginError::Store(object_store::Error::NotFound { .. })) => Ok(false),
-            Err(error) => Err(error),
-        }
+        let read = flight.size.get_or_try_init(|| {
+            mine = true;
+            self.read_blob(velod, blob, &flight.read_bytes)
+        });
+        let size_bytes = *read.await?;
+        Ok(mine.then_some(size_bytes))
     }
 
-    async fn read_blob(&self, velod: &Velod, blob: BlobId) -> Result<u64, OriginError> {
+    async fn read_blob(
+        &self,
+        velod: &Velod,
+        blob: BlobId,
+        read_bytes: &AtomicU64,
+    ) -> Result<u64, OriginError> {
         let io = |error| OriginError::Io(blob, error);
-        let object = self.store.get(&place(&blob)).await?;
+        let _turn = self.reads.acquire().await.map_err(|error| io(std::io::Error::other(error)))?;
+        let stalled = |_| OriginError::Stalled(blob);
+        let object = match tokio::time::timeout(STALLED, self.store.get(&place(&blob))).await {
+            Ok(Err(object_store::Error::NotFound { .. })) => return Err(OriginError::Absent(blob)),
+            got => got.map_err(stalled)??,
+        };
         let (mut writer, reader) = tokio::net::unix::pipe::pipe().map_err(io)?;
         let reader: OwnedFd = reader.into_blocking_fd().map_err(io)?;
         let copying = async move {
             let mut chunks = object.into_stream();
-            while let Some(chunk) = chunks.try_next().await? {
+            while let Some(chunk) =
+                tokio::time::timeout(STALLED, chunks.try_next()).await.map_err(stalled)??
+            {
                 if writer.write_all(&chunk).await.is_err() {
                     break; // velod reads no more: it says why
                 }
+                read_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             }
             Ok::<_, OriginError>(())
         };
         let (ingested, copied) = tokio::join!(velod.ingest(blob, reader), copying);
-        let ingested = ingested?;
+        // Where the origin broke off, what velod got is not what it should be.
         copied?;
-        Ok(ingested.size_bytes)
+        Ok(ingested?.size_bytes)
     }
 }
 

@@ -1,17 +1,18 @@
-//! Pulls: a job on velod is fed with sources for as long as it runs, and with the origin where no member has the content.
+//! Pulls: a job on velod begins with the members that have its content, and is fed with more for as long as it runs (`feed.rs`).
 //!
 //! Who asks "who has this, I am pulling it" tells the others in the same breath, so that those who pull it too become each other's sources.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use tokio::time::Instant;
 use velo_object::{BlobId, NodeId, ObjectId};
 use velo_socket::{ErrorCode, JobId, JobState, JobStatus};
 
-use crate::directory::ASK_TIMEOUT;
+use crate::feed::Round;
 use crate::node::{Control, lock};
-use crate::rpc::Holding;
 use crate::velod::VelodError;
 
 /// How long a pull waits for the first holder before the job begins without one.
@@ -19,6 +20,8 @@ const FIRST_HOLDER: Duration = Duration::from_millis(800);
 /// Jobs that are fed at once.
 const MOST_JOBS: usize = 1024;
 
+/// Jobs that are taken up at once after a start.
+const FED_AT_ONCE: usize = 16;
 /// How long a node that asked for something while it pulled it is remembered for jobs that begin here.
 const MEMORY: Duration = Duration::from_secs(10);
 /// How many of them.
@@ -32,10 +35,12 @@ pub struct Pulls {
     elsewhere: Mutex<VecDeque<(Instant, NodeId, BlobId)>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Fed {
     roots: BTreeSet<BlobId>,
     sources: BTreeSet<NodeId>,
+    /// When somebody last asked about it.
+    asked: Instant,
 }
 
 impl Pulls {
@@ -70,10 +75,22 @@ impl Pulls {
     }
 
     /// Notes sources; gives those that are new.
-    fn add(&self, job: JobId, sources: &[NodeId]) -> Vec<NodeId> {
+    pub(crate) fn add(&self, job: JobId, sources: &[NodeId]) -> Vec<NodeId> {
         let mut fed = lock(&self.fed);
         let Some(fed) = fed.get_mut(&job) else { return Vec::new() };
         sources.iter().copied().filter(|node| fed.sources.insert(*node)).collect()
+    }
+
+    /// Somebody is interested in a job.
+    pub(crate) fn touch(&self, job: JobId) {
+        if let Some(fed) = lock(&self.fed).get_mut(&job) {
+            fed.asked = Instant::now();
+        }
+    }
+
+    /// How long nobody has been interested in a job.
+    pub(crate) fn unasked(&self, job: JobId) -> Duration {
+        lock(&self.fed).get(&job).map(|fed| fed.asked.elapsed()).unwrap_or_default()
     }
 
     fn begin(&self, job: JobId, roots: &[ObjectId]) -> bool {
@@ -82,35 +99,12 @@ impl Pulls {
             return false;
         }
         let roots = roots.iter().map(|root| root.blob).collect();
-        fed.insert(job, Fed { roots, sources: BTreeSet::new() });
+        fed.insert(job, Fed { roots, sources: BTreeSet::new(), asked: Instant::now() });
         true
     }
 
-    fn end(&self, job: JobId) {
+    pub(crate) fn end(&self, job: JobId) {
         lock(&self.fed).remove(&job);
-    }
-}
-
-/// Who has something of what a job gets, after one round of questions.
-#[derive(Debug, Default)]
-struct Round {
-    holders: BTreeSet<NodeId>,
-    pullers: BTreeSet<NodeId>,
-}
-
-impl Round {
-    fn note(&mut self, node: NodeId, holdings: &[Option<Holding>]) {
-        let some: Vec<&Holding> = holdings.iter().flatten().collect();
-        if some.iter().any(|holding| holding.complete || holding.pieces > 0) {
-            self.holders.insert(node);
-        }
-        if some.iter().any(|holding| holding.pulling) {
-            self.pullers.insert(node);
-        }
-    }
-
-    fn sources(&self) -> Vec<NodeId> {
-        self.holders.union(&self.pullers).copied().collect()
     }
 }
 
@@ -134,23 +128,38 @@ impl Control {
         tables_only: bool,
         priority: u8,
     ) -> Result<JobId, VelodError> {
+        let roots = roots.into_iter().map(|root| (root, None)).collect();
+        self.pull_sized(roots, tables_only, priority).await
+    }
+
+    /// The same, where a verified tree has told the sizes of some.
+    ///
+    /// # Errors
+    /// [`VelodError`].
+    pub(crate) async fn pull_sized(
+        self: &Arc<Self>,
+        roots: Vec<(ObjectId, Option<u64>)>,
+        tables_only: bool,
+        priority: u8,
+    ) -> Result<JobId, VelodError> {
+        let (roots, sizes): (Vec<ObjectId>, Vec<Option<u64>>) = roots.into_iter().unzip();
         let ids: Vec<BlobId> = roots.iter().map(|root| root.blob).collect();
         let mut answers = self.ask_all(&ids, true);
-        let mut round = Round::default();
+        let mut round = Round::of(&ids);
         // What is here begins at once; what it names may have to be found meanwhile.
         let here = self.velod.stat(ids.clone()).await?;
         if !here.iter().all(|stat| stat.as_ref().is_some_and(|stat| stat.complete)) {
             let first = async {
                 while let Some((node, holdings)) = answers.recv().await {
                     round.note(node, &holdings.unwrap_or_default());
-                    if !round.holders.is_empty() {
+                    if round.has_holder() {
                         return;
                     }
                 }
             };
             let _ = tokio::time::timeout(FIRST_HOLDER, first).await;
         }
-        let job = self.velod.pull(roots.clone(), tables_only, round.sources(), priority).await?;
+        let job = self.velod.pull(roots.clone(), sizes, tables_only, round.sources(), priority).await?;
         self.metrics.pulls.inc();
         if self.pulls.begin(job, &roots) {
             self.pulls.add(job, &round.sources());
@@ -158,7 +167,7 @@ impl Control {
             let control = Arc::clone(self);
             tokio::spawn(async move {
                 control.finish_round(job, &mut answers, &mut round).await;
-                control.feed(job, roots, tables_only, round).await;
+                control.feed(job, round).await;
             });
         }
         Ok(job)
@@ -170,16 +179,31 @@ impl Control {
     /// [`VelodError`], with [`ErrorCode::NotFound`] where there is no such job.
     pub(crate) async fn feed_job(self: &Arc<Self>, job: JobId) -> Result<Vec<NodeId>, VelodError> {
         let status = self.job(job).await?;
-        if self.pulls.begin(job, &status.roots) {
+        self.pulls.touch(job);
+        if goes_on(&status) && self.pulls.begin(job, &status.roots) {
             let ids: Vec<BlobId> = status.roots.iter().map(|root| root.blob).collect();
             let mut answers = self.ask_all(&ids, true);
-            let mut round = Round::default();
+            let mut round = Round::of(&ids);
             self.add_pullers(job, &ids).await;
             self.finish_round(job, &mut answers, &mut round).await;
             let control = Arc::clone(self);
-            tokio::spawn(async move { control.feed(job, status.roots, false, round).await });
+            tokio::spawn(async move { control.feed(job, round).await });
         }
         Ok(self.pulls.sources(job))
+    }
+
+    /// Feeds all jobs that go on, also those that a control plane before this one began.
+    pub(crate) async fn feed_all(self: Arc<Self>) {
+        let jobs = self.velod.jobs().await.unwrap_or_default();
+        let feeding = jobs.into_iter().filter(goes_on).map(|status| {
+            let control = &self;
+            async move {
+                if let Err(error) = control.feed_job(status.job).await {
+                    tracing::debug!(%error, job = status.job, "a job is not fed");
+                }
+            }
+        });
+        futures_util::stream::iter(feeding).for_each_concurrent(FED_AT_ONCE, |feeding| feeding).await;
     }
 
     /// Where one job stands.
@@ -206,7 +230,7 @@ impl Control {
     }
 
     /// Hands the job every source as it answers.
-    async fn finish_round(
+    pub(crate) async fn finish_round(
         &self,
         job: JobId,
         answers: &mut tokio::sync::mpsc::Receiver<crate::directory::Answered>,
@@ -222,95 +246,16 @@ impl Control {
             }
         }
     }
-
-    async fn feed(self: Arc<Self>, job: JobId, roots: Vec<ObjectId>, tables_only: bool, first: Round) {
-        let mut round = first;
-        let mut pause = Duration::from_millis(500);
-        loop {
-            if round.holders.is_empty() {
-                self.read_origin(job, &roots, tables_only, &round.pullers).await;
-            }
-            tokio::time::sleep(pause).await;
-            let status = match self.job(job).await {
-                Ok(status) => status,
-                Err(VelodError::Refused(_)) => break,
-                // velod is starting again; its jobs are gone with it, or will be there.
-                Err(_) => {
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    continue;
-                }
-            };
-            let waiting = match status.state {
-                JobState::Running => false,
-                JobState::Waiting => true,
-                _ => break,
-            };
-            pause = if waiting { ASK_TIMEOUT / 2 } else { (pause * 2).min(Duration::from_secs(5)) };
-            let mut ids: Vec<BlobId> = roots.iter().map(|root| root.blob).collect();
-            ids.extend(status.missing.iter().filter(|id| !roots.iter().any(|root| root.blob == **id)));
-            round = Round::default();
-            let mut answers = self.ask_all(&ids, true);
-            self.finish_round(job, &mut answers, &mut round).await;
-        }
-        self.pulls.end(job);
-    }
-
-    /// Reads the origin, if this node is the one to do it: of all that pull the same, the one that rendezvous hashing names.
-    async fn read_origin(
-        &self,
-        job: JobId,
-        roots: &[ObjectId],
-        tables_only: bool,
-        pullers: &BTreeSet<NodeId>,
-    ) {
-        let Some(origin) = &self.origin else { return };
-        for root in roots {
-            if elected(root, self.node, pullers) != self.node {
-                continue;
-            }
-            match origin.fetch(&self.velod, *root, tables_only).await {
-                Ok(None) => {}
-                Ok(Some(fetched)) => {
-                    self.metrics.origin_read_bytes.inc_by(fetched.bytes);
-                    tracing::info!(%root, blobs = fetched.blobs, bytes = fetched.bytes, "read from the origin");
-                    // The job looks again at what is there.
-                    let _ = self.velod.add_sources(job, Vec::new()).await;
-                }
-                Err(error) => tracing::warn!(%error, %root, "the origin did not give it"),
-            }
-        }
-    }
 }
 
-/// The node that reads a root from the origin for all.
-fn elected(root: &ObjectId, own: NodeId, pullers: &BTreeSet<NodeId>) -> NodeId {
-    let weight = |node: &NodeId| {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(root.blob.as_bytes()).update(node.as_bytes());
-        *hasher.finalize().as_bytes()
-    };
-    pullers.iter().copied().chain([own]).max_by_key(weight).unwrap_or(own)
+/// Whether a job has not ended.
+pub(crate) fn goes_on(status: &JobStatus) -> bool {
+    matches!(status.state, JobState::Running | JobState::Waiting)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn all_pullers_elect_the_same_reader() {
-        let nodes: Vec<NodeId> = (0..5u8).map(|n| NodeId::from_bytes([n; 32])).collect();
-        let mut elected_ones = BTreeSet::new();
-        for content in 0..20u8 {
-            let root: ObjectId = format!("tree:{}", BlobId::of(&[content]).to_hex()).parse().expect("an id");
-            let votes: BTreeSet<NodeId> = nodes
-                .iter()
-                .map(|own| elected(&root, *own, &nodes.iter().copied().filter(|node| node != own).collect()))
-                .collect();
-            assert_eq!(votes.len(), 1);
-            elected_ones.extend(votes);
-        }
-        assert!(elected_ones.len() > 2, "not always the same one");
-    }
 
     #[test]
     fn a_puller_becomes_a_source_once() {

@@ -10,7 +10,7 @@ use crate::refs::{Change, RefDigest, RefError, RefName};
 use crate::signed::Signed;
 
 /// Version of these messages.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// The largest message, in bytes: what velod carries.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// The most ids in one question.
@@ -95,6 +95,8 @@ pub struct Holding {
     pub pieces: u64,
     /// Whether a job is getting it.
     pub pulling: bool,
+    /// Where a job is getting it and the callee may read it from the origin: how many bytes of it have been read so far.
+    pub origin_bytes: Option<u64>,
 }
 
 /// How much of a tree is somewhere.
@@ -206,7 +208,7 @@ mod tests {
             bytes[at] = value;
             bytes
         };
-        assert_eq!(decode::<Ask>(&with(0, 2)).err(), Some(MessageError::Version(2)));
+        assert_eq!(decode::<Ask>(&with(0, 1)).err(), Some(MessageError::Version(1)));
         assert_eq!(decode::<Ask>(&with(1, 99)).err(), Some(MessageError::Format));
         assert_eq!(decode::<Ask>(&[bytes.clone(), vec![0]].concat()).err(), Some(MessageError::Format));
         assert_eq!(decode::<Ask>(&[]).err(), Some(MessageError::Format));
@@ -214,7 +216,10 @@ mod tests {
             assert!(decode::<Ask>(&bytes[..cut]).is_err());
         }
         // A length that promises more than there is allocates nothing of that size.
-        assert_eq!(decode::<Ask>(&[1, 2, 0xff, 0xff, 0xff, 0xff, 0x7f]).err(), Some(MessageError::Format));
+        assert_eq!(
+            decode::<Ask>(&[VERSION, 2, 0xff, 0xff, 0xff, 0xff, 0x7f]).err(),
+            Some(MessageError::Format)
+        );
         assert!(!Ask::Have { ids: vec![BlobId::of(b"x"); MAX_IDS + 1], pulling: false }.within_limits());
     }
 }

@@ -143,6 +143,7 @@ pub(super) async fn jobs(State(app): State<App>) -> Answer<Vec<JobView>> {
 
 pub(super) async fn job(State(app): State<App>, path: Result<Path<u64>, PathRejection>) -> Answer<JobView> {
     let Path(job) = path?;
+    app.control.pulls.touch(job);
     Ok(Json(job_view(&app.control, app.control.job(job).await?)))
 }
 
@@ -180,6 +181,7 @@ pub(super) async fn events(
     let stream =
         futures_util::stream::unfold((statuses, control, turn), |(mut statuses, control, turn)| async {
             let status = statuses.recv().await?;
+            control.pulls.touch(status.job);
             let event = Event::default().event("progress");
             let event = match serde_json::to_string(&job_view(&control, status)) {
                 Ok(text) => event.data(text),

@@ -5,9 +5,9 @@ use std::time::Duration;
 use velo_object::{BlobId, EntryKind, Named, ObjectId, ObjectKind, TreeBuilder};
 use velo_socket::{ErrorCode, JobState};
 
-use super::{Node, cluster, until};
+use super::{Node, cluster, cluster_where, until};
 use crate::node::lock;
-use crate::origin::{Moved, OriginError};
+use crate::origin::OriginError;
 use crate::velod::VelodError;
 
 fn blob(content: &[u8]) -> ObjectId {
@@ -57,7 +57,7 @@ async fn a_holder_that_comes_later_is_found_and_silent_members_do_not_delay() {
     lock(&nodes[0].velod.state).store(b"late");
     until("it is found", || sources(&nodes[1], job) == [nodes[0].id()]).await;
     // A job that somebody else began on velod is fed as well.
-    let direct = nodes[1].control.velod.pull(vec![root], false, vec![], 0).await.expect("a job");
+    let direct = nodes[1].control.velod.pull(vec![root], vec![None], false, vec![], 0).await.expect("a job");
     assert_eq!(nodes[1].control.feed_job(direct).await.expect("fed"), [nodes[0].id()]);
     let none = nodes[1].control.feed_job(9999).await;
     assert!(matches!(none, Err(VelodError::Refused(error)) if error.code == ErrorCode::NotFound));
@@ -129,14 +129,111 @@ async fn what_no_member_has_comes_from_the_origin_whole() {
     std::fs::write(&path, vec![6u8; 200_000]).expect("written");
     lock(&nodes[1].velod.state).blobs.clear();
     let origin = nodes[1].control.origin.as_ref().expect("an origin");
-    let fetched = origin.fetch(&nodes[1].control.velod, root, false).await;
+    let velod = &nodes[1].control.velod;
+    let absent = BlobId::of(b"absent");
+    let fetched = origin.fetch(velod, &[file, root.blob, absent]).await;
+    assert_eq!(fetched.moved.blobs, 1, "only the table: {fetched:?}");
+    let mut failed = fetched.failed;
+    failed.sort_by_key(|(blob, _)| *blob != file);
+    let [(damaged, mismatch), (_, OriginError::Absent(named))] = &failed[..] else { panic!("{failed:?}") };
     assert!(
-        matches!(fetched, Err(OriginError::Velod(VelodError::Refused(error))) if error.code == ErrorCode::Mismatch)
+        matches!(mismatch, OriginError::Velod(VelodError::Refused(error)) if error.code == ErrorCode::Mismatch)
     );
-    let table = origin.fetch(&nodes[1].control.velod, root, true).await.expect("only the table");
-    assert!(table.is_some());
-    let absent = origin.fetch(&nodes[1].control.velod, blob(b"absent"), false).await.expect("asked");
-    assert_eq!(absent, None::<Moved>);
+    assert_eq!((*damaged, *named), (file, absent));
+    // What it did not give is not asked for again soon, and nobody relies on this node for it.
+    assert!(origin.offers(&file).is_none() && origin.offers(&absent).is_none());
+    assert_eq!(origin.offers(&root.blob), Some(0));
+    assert!(origin.fetch(velod, &[file, absent]).await.failed.is_empty());
+    assert!(!origin.is_reading());
+}
+
+/// Puts a tree into the origin and takes it from the node that put it.
+async fn only_in_the_origin(node: &Node) -> (ObjectId, BlobId) {
+    let (root, file) = tree(node);
+    let origin = node.control.origin.as_ref().expect("an origin");
+    origin.put(&node.control.velod, root).await.expect("stored");
+    lock(&node.velod.state).blobs.clear();
+    (root, file)
+}
+
+fn complete(node: &Node, job: u64) -> bool {
+    lock(&node.velod.state).jobs[&job].state == JobState::Complete
+}
+
+#[tokio::test]
+async fn the_origin_gives_what_is_missing_whoever_has_the_table() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (nodes, _net) = cluster(2, Some(folder.path())).await;
+    let (root, file) = tree(&nodes[0]);
+    let origin = nodes[0].control.origin.as_ref().expect("an origin");
+    origin.put(&nodes[0].control.velod, root).await.expect("stored");
+    // All but the table was evicted; and the table does not come from there either.
+    lock(&nodes[0].velod.state).blobs.remove(&file);
+    let job = nodes[1].control.pull(vec![root], false, 0).await.expect("a job");
+    until("the job is done", || complete(&nodes[1], job)).await;
+    assert!(lock(&nodes[1].velod.state).blobs.contains_key(&file));
+}
+
+#[tokio::test]
+async fn pullers_that_cannot_read_the_origin_are_not_waited_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let knows = |node| [0, 5].contains(&node).then_some(folder.path());
+    let (nodes, _net) = cluster_where(6, knows).await;
+    let (root, _) = only_in_the_origin(&nodes[0]).await;
+    let mut jobs = Vec::new();
+    for node in &nodes[1..] {
+        jobs.push(node.control.pull(vec![root], false, 0).await.expect("a job"));
+    }
+    until("the one with an origin has it", || complete(&nodes[5], jobs[4])).await;
+    assert!(!complete(&nodes[1], jobs[0]));
+}
+
+#[tokio::test]
+async fn a_job_that_gets_nothing_from_the_origin_waits_and_does_not_seem_to_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (nodes, _net) = cluster(1, Some(folder.path())).await;
+    let (root, file) = only_in_the_origin(&nodes[0]).await;
+    let digits = file.to_hex();
+    std::fs::remove_file(folder.path().join("velo-1").join(&digits[..2]).join(&digits)).expect("removed");
+    let job = nodes[0].control.pull(vec![root], false, 0).await.expect("a job");
+    until("the table is here", || lock(&nodes[0].velod.state).blobs.contains_key(&root.blob)).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let wakes = || lock(&nodes[0].velod.state).wakes.get(&job).copied();
+    let before = wakes();
+    tokio::time::sleep(Duration::from_millis(2000)).await;
+    assert_eq!(wakes(), before, "nothing came, and nothing is told to the job");
+    assert_eq!(lock(&nodes[0].velod.state).jobs[&job].missing, [file]);
+}
+
+#[tokio::test]
+async fn a_control_plane_that_starts_again_feeds_the_jobs_that_it_finds() {
+    let (mut nodes, _net) = cluster(2, None).await;
+    let root = blob(b"left behind");
+    let velod = nodes[1].control.velod.clone();
+    let job = velod.pull(vec![root], vec![None], false, vec![], 0).await.expect("a job");
+    lock(&nodes[0].velod.state).store(b"left behind");
+    nodes[1].restart().await;
+    until("the job gets a source", || sources(&nodes[1], job) == [nodes[0].id()]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_that_nobody_wants_do_not_wait_for_ever() {
+    let (nodes, _net) = cluster(1, None).await;
+    let root = blob(b"nowhere");
+    let state = |job| lock(&nodes[0].velod.state).jobs[&job].state.clone();
+    let left = nodes[0].control.pull(vec![root], false, 0).await.expect("a job");
+    let wanted = nodes[0].control.pull(vec![root], false, 0).await.expect("a job");
+    for _ in 0..59 {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        nodes[0].control.feed_job(wanted).await.expect("asked");
+    }
+    assert_eq!(state(left), JobState::Waiting);
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        nodes[0].control.feed_job(wanted).await.expect("asked");
+    }
+    assert_eq!(state(left), JobState::Cancelled);
+    assert_eq!(state(wanted), JobState::Waiting, "somebody asks about it");
 }
 
 #[tokio::test]
@@ -167,9 +264,11 @@ async fn many_who_ask_the_origin_at_once_share_one_read() {
     let origin = control.origin.as_ref().expect("an origin");
     origin.put(&control.velod, root).await.expect("stored");
     lock(&nodes[0].velod.state).blobs.clear();
-    let fetches = (0..8).map(|_| origin.fetch(&control.velod, root, false));
+    let asked = [root.blob];
+    let fetches = (0..8).map(|_| origin.fetch(&control.velod, &asked));
     let fetched = futures_util::future::join_all(fetches).await;
-    let read: u64 = fetched.into_iter().map(|moved| moved.expect("fetched").expect("there").blobs).sum();
-    assert_eq!(read, 1);
+    assert!(fetched.iter().all(|fetched| fetched.failed.is_empty()), "{fetched:?}");
+    assert_eq!(fetched.iter().map(|fetched| fetched.moved.blobs).sum::<u64>(), 1);
+    assert!(!origin.is_reading());
     tokio::time::sleep(Duration::from_millis(1)).await;
 }

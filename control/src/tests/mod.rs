@@ -3,6 +3,7 @@
 mod cluster;
 mod content;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,13 +76,23 @@ pub(crate) async fn join(first: &Arc<Control>, dir: &TempDir, secret: [u8; 16]) 
 }
 
 /// A cluster of `count` nodes that have met.
-pub(crate) async fn cluster(count: u16, origin: Option<&std::path::Path>) -> (Vec<Node>, Arc<Net>) {
+pub(crate) async fn cluster(count: u16, origin: Option<&Path>) -> (Vec<Node>, Arc<Net>) {
+    cluster_where(count, |_| origin).await
+}
+
+/// The same, where not every node knows the origin.
+pub(crate) async fn cluster_where<'a>(
+    count: u16,
+    origin: impl Fn(u16) -> Option<&'a Path>,
+) -> (Vec<Node>, Arc<Net>) {
     let net = Arc::new(Net::default());
-    let open = || origin.map(|path| Origin::open(&format!("file://{}", path.display())).expect("a folder"));
+    let open = |node| {
+        origin(node).map(|path| Origin::open(&format!("file://{}", path.display())).expect("a folder"))
+    };
     let dir = tempfile::tempdir().expect("a directory");
     let node = authority::init(dir.path(), "test").expect("a cluster").node;
     let velod = Fake::new(node, &net);
-    let control = begin(setup(&dir, "n0", 7000), &velod, open()).await;
+    let control = begin(setup(&dir, "n0", 7000), &velod, open(0)).await;
     let mut nodes = vec![Node { dir, velod, control }];
     for n in 1..count {
         let dir = tempfile::tempdir().expect("a directory");
@@ -89,7 +100,7 @@ pub(crate) async fn cluster(count: u16, origin: Option<&std::path::Path>) -> (Ve
         let joined = join(&nodes[0].control, &dir, token.secret).await.expect("let in");
         let velod = Fake::new(Identity::load(dir.path()).expect("an identity").node, &net);
         let setup = Setup { seeds: joined.members, ..setup(&dir, &format!("n{n}"), 7000 + n) };
-        let control = begin(setup, &velod, open()).await;
+        let control = begin(setup, &velod, open(n)).await;
         nodes.push(Node { dir, velod, control });
     }
     for _ in 0..2 {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
-use velo_object::{BlobId, NodeId, ObjectId, PieceSet, Pieces};
+use velo_object::{BlobId, NodeId, ObjectId, ObjectKind, PieceSet, Pieces};
 use velo_socket::{
     BlobStat, Caller, Error, ErrorCode, Ingested, JobId, JobState, JobStatus, Member, Request, Response,
     Status,
@@ -43,6 +43,11 @@ pub(crate) struct State {
     pub(crate) pins: BTreeSet<ObjectId>,
     pub(crate) jobs: BTreeMap<JobId, JobStatus>,
     pub(crate) sources: BTreeMap<JobId, BTreeSet<NodeId>>,
+    /// How often somebody gave a job more sources, or none.
+    pub(crate) wakes: BTreeMap<JobId, usize>,
+    pub(crate) tables_only: BTreeSet<JobId>,
+    /// The last pull's priority and sizes.
+    pub(crate) pulled: (u8, Vec<Option<u64>>),
     pub(crate) members: Vec<Member>,
     pub(crate) revoked: Vec<NodeId>,
     pub(crate) reloads: usize,
@@ -61,12 +66,20 @@ fn refused(code: ErrorCode, message: &str) -> VelodError {
 }
 
 impl State {
-    /// Puts a content there, as a put would; jobs that miss it are done with it.
+    /// Puts a content there, as a put would; jobs that miss it are done with it, or miss what it names.
     pub(crate) fn store(&mut self, content: &[u8]) -> BlobId {
         let id = BlobId::of(content);
         self.blobs.insert(id, content.to_vec());
         for job in self.jobs.values_mut() {
+            if !job.missing.contains(&id) {
+                continue;
+            }
             job.missing.retain(|blob| *blob != id);
+            let tree = job.roots.iter().any(|root| root.blob == id && root.kind == ObjectKind::Tree);
+            if tree && !self.tables_only.contains(&job.job) {
+                let parts = crate::origin::parts(id, content.to_vec()).expect("a tree");
+                job.missing.extend(parts.into_iter().filter(|part| !self.blobs.contains_key(part)));
+            }
             if job.missing.is_empty() && job.state == JobState::Waiting {
                 job.state = JobState::Complete;
             }
@@ -135,8 +148,12 @@ impl Fake {
                 let blob = lock(&self.state).store(&content);
                 Response::Ingested(vec![Ingested { blob, size_bytes: content.len() as u64 }])
             }
-            Request::Pull { roots, sources, .. } => {
+            Request::Pull { roots, sources, tables_only, priority, sizes, .. } => {
                 let job = 100 + state.jobs.len() as u64;
+                if tables_only {
+                    state.tables_only.insert(job);
+                }
+                state.pulled = (priority, sizes);
                 let missing: Vec<BlobId> = roots
                     .iter()
                     .map(|root| root.blob)
@@ -161,6 +178,7 @@ impl Fake {
             }
             Request::AddSources { job, sources } => {
                 state.sources.entry(job).or_default().extend(sources);
+                *state.wakes.entry(job).or_default() += 1;
                 Response::Done
             }
             Request::Cancel { job } => match state.jobs.get_mut(&job) {

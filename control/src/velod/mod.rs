@@ -138,15 +138,15 @@ impl Velod {
         ingested.first().copied().ok_or(VelodError::Unexpected("ingest"))
     }
 
-    /// Starts a job.
+    /// Starts a job; each root with its size, if a verified tree has told it.
     pub async fn pull(
         &self,
         roots: Vec<ObjectId>,
+        sizes: Vec<Option<u64>>,
         tables_only: bool,
         sources: Vec<NodeId>,
         priority: u8,
     ) -> Result<JobId, VelodError> {
-        let sizes = vec![None; roots.len()];
         let request = Request::Pull { roots, tables_only, sources, priority, sinks: Vec::new(), sizes };
         expect!(self.ask(request), "pull", Response::Job(job) => job)
     }
