@@ -1,6 +1,8 @@
 //! Brings content into the store of this node: control finds who has it, velod fetches it, and we watch.
 
-use velo_control::client::{PullReply, PullRequest};
+use std::time::{Duration, Instant};
+
+use velo_control::client::{PullReply, PullRequest, SourcesReply, SourcesRequest};
 use velo_object::{BlobId, ObjectId, Tree};
 use velo_socket::{Client, JobStatus};
 
@@ -8,6 +10,9 @@ use crate::job::{self, Limits};
 use crate::node::Node;
 use crate::output;
 use crate::progress::Progress;
+
+/// How often control hears that somebody still wants a job.
+const ASK_EVERY: Duration = Duration::from_secs(300);
 
 /// What a transfer cost, for the answer.
 #[derive(Debug, Clone, Default, serde::Serialize)]
@@ -66,7 +71,17 @@ pub fn fetch(
 
 /// Waits for a job.
 pub fn watch(node: &Node, job: u64, limits: Limits<'_>, progress: &mut Progress) -> anyhow::Result<Traffic> {
-    let status = job::follow(&node.paths().socket(), job, limits, |status| show(progress, status))?;
+    let mut asked = Instant::now();
+    let status = job::follow(&node.paths().socket(), job, limits, |status| {
+        show(progress, status);
+        // Control cancels a job that waits and about which nobody asks.
+        if asked.elapsed() >= ASK_EVERY {
+            asked = Instant::now();
+            let _ = node
+                .control()
+                .and_then(|control| control.post::<SourcesReply>("/v1/sources", &SourcesRequest { job }));
+        }
+    })?;
     let mut traffic = Traffic::default();
     traffic.add(&status);
     Ok(traffic)
