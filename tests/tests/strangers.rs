@@ -1,9 +1,11 @@
 //! Who has no valid certificate gets nothing: the bytes that a stranger is sent are counted.
+//!
+//! A stranger says what a member would say, and each test first counts what a member is sent for the very same words: more than nothing.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{TcpStream, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +13,10 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme};
-use velo_tests::{Cluster, Node, wait_until};
+use velo_fabric::tcp::plain::{PREAMBLE_BYTES, Preamble};
+use velo_object::NodeId;
+use velo_tests::{Cluster, Node, PATIENCE, Settings, wait_until};
+use velod::identity::{DATA_ALPN, SESSION_ALPN, certificate_facts, cluster_of};
 
 /// A stranger does not care whom he talks to.
 #[derive(Debug)]
@@ -49,42 +54,72 @@ impl ServerCertVerifier for Careless {
     }
 }
 
-/// Connects as whoever `identity` is (nobody without one), says what a peer might say, and counts the application bytes that
-/// come before the node hangs up.
-fn bytes_for_a_stranger(node: &Node, alpn: &[u8], identity: Option<&Path>) -> usize {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Careless));
-    let mut config = match identity {
-        None => config.with_no_client_auth(),
-        Some(dir) => {
-            let chain = CertificateDer::pem_file_iter(dir.join("node.crt"))
-                .expect("a certificate")
-                .collect::<Result<_, _>>();
-            let key = PrivateKeyDer::from_pem_file(dir.join("node.key")).expect("a key");
-            config.with_client_auth_cert(chain.expect("a chain"), key).expect("they fit")
-        }
-    };
-    config.alpn_protocols = vec![alpn.to_vec()];
-    let name = ServerName::try_from("stranger.velo").expect("a name");
-    let mut tls = ClientConnection::new(Arc::new(config), name).expect("a client");
+/// Who somebody claims to be: a folder with a certificate and a key, or nobody.
+#[derive(Clone, Copy)]
+struct Claim<'a>(Option<&'a Path>);
+
+impl Claim<'_> {
+    fn node(self) -> NodeId {
+        let Some(dir) = self.0 else { return NodeId::from_bytes([7; 32]) };
+        let der = CertificateDer::from_pem_file(dir.join("node.crt")).expect("a certificate");
+        certificate_facts(&der).expect("of an ed25519 key").node
+    }
+
+    fn client(self, alpn: &[u8]) -> ClientConnection {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("TLS 1.3")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Careless));
+        let mut config = match self.0 {
+            None => config.with_no_client_auth(),
+            Some(dir) => {
+                let chain = CertificateDer::pem_file_iter(dir.join("node.crt"))
+                    .expect("a certificate")
+                    .collect::<Result<_, _>>();
+                let key = PrivateKeyDer::from_pem_file(dir.join("node.key")).expect("a key");
+                config.with_client_auth_cert(chain.expect("a chain"), key).expect("they fit")
+            }
+        };
+        config.alpn_protocols = vec![alpn.to_vec()];
+        let name = ServerName::try_from("stranger.velo").expect("a name");
+        ClientConnection::new(Arc::new(config), name).expect("a client")
+    }
+}
+
+/// The hello of a session, byte by byte (`dataplane/src/session/wire.rs`): its length, the number of the message, the version of the protocol,
+/// the cluster, the node, a boot of 1, no addresses, and no trust in the network.
+fn hello(cluster: [u8; 32], node: NodeId) -> Vec<u8> {
+    let body = [&[0, 1][..], &cluster, node.as_bytes(), &[1, 0, 0]].concat();
+    [&(body.len() as u32).to_le_bytes()[..], &body].concat()
+}
+
+/// Connects to a node, says hello to its cluster, and counts the application bytes that come: up to the first ones, or until the node hangs up.
+fn bytes_sent_to(node: &Node, alpn: &[u8], claim: Claim<'_>) -> usize {
+    let authority = CertificateDer::from_pem_file(identity(node).join("ca.crt")).expect("the authority");
+    let hello = hello(cluster_of(&authority).expect("a cluster"), claim.node());
+    let mut tls = claim.client(alpn);
     let mut tcp = TcpStream::connect(node.listen().expect("it listens")).expect("it accepts");
-    tcp.set_read_timeout(Some(Duration::from_secs(10))).expect("a deadline");
+    tcp.set_read_timeout(Some(PATIENCE)).expect("a deadline");
     let mut stream = rustls::Stream::new(&mut tls, &mut tcp);
-    // The handshake, then a burst of plausible bytes; either may fail, as it should.
-    let _ = stream.write_all(&[0u8; 256]);
+    // The handshake, then the words; either may fail, as it should.
+    let _ = stream.write_all(&hello);
     let _ = stream.flush();
-    let mut counted = 0;
-    let mut buffer = [0; 4096];
-    loop {
-        match stream.read(&mut buffer) {
-            Ok(0) | Err(_) => return counted,
-            Ok(some) => counted += some,
+    match stream.read(&mut [0; 4096]) {
+        Ok(count) => count,
+        Err(error) => {
+            assert!(
+                !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+                "a stranger is not let go"
+            );
+            0
         }
     }
+}
+
+fn identity(node: &Node) -> PathBuf {
+    node.dir.join("data/identity")
 }
 
 fn put_something(cluster: &Cluster) -> String {
@@ -95,25 +130,44 @@ fn put_something(cluster: &Cluster) -> String {
 
 #[test]
 fn without_a_certificate_of_this_cluster_nothing_comes() {
-    let cluster = Cluster::start(1);
+    let cluster = Cluster::start(2);
     put_something(&cluster);
-    let foreign = Cluster::start(1);
-    let foreign_identity = foreign.nodes[0].dir.join("data/identity");
-    for alpn in [&b"velo-session/1"[..], b"velo-data/1"] {
-        assert_eq!(bytes_for_a_stranger(&cluster.nodes[0], alpn, None), 0, "no certificate");
-        assert_eq!(
-            bytes_for_a_stranger(&cluster.nodes[0], alpn, Some(&foreign_identity)),
-            0,
-            "another cluster's"
-        );
+    let target = &cluster.nodes[0];
+    let (member, foreign) = (identity(&cluster.nodes[1]), Cluster::start(1));
+    let foreign = identity(&foreign.nodes[0]);
+    let answered = bytes_sent_to(target, SESSION_ALPN, Claim(Some(&member)));
+    assert!(answered > 0, "a member gets an answer: the count counts");
+    for alpn in [SESSION_ALPN, DATA_ALPN] {
+        assert_eq!(bytes_sent_to(target, alpn, Claim(None)), 0, "no certificate");
+        assert_eq!(bytes_sent_to(target, alpn, Claim(Some(&foreign))), 0, "another cluster's");
     }
-    // Plain streams need a session's key, also where the network is trusted.
-    let mut tcp = TcpStream::connect(cluster.nodes[0].listen().expect("it listens")).expect("it accepts");
-    tcp.set_read_timeout(Some(Duration::from_secs(10))).expect("a deadline");
-    let _ = tcp.write_all(b"VELO\x01\0\0\0aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa");
-    let mut got = Vec::new();
-    let _ = tcp.read_to_end(&mut got);
-    assert!(got.is_empty(), "{} bytes for a forged preamble", got.len());
+    let answered = bytes_sent_to(target, SESSION_ALPN, Claim(Some(&member)));
+    assert!(answered > 0, "a member still gets one");
+}
+
+#[test]
+fn plain_streams_need_the_key_of_a_session_also_where_the_network_is_trusted() {
+    for trusted in [false, true] {
+        let cluster = Cluster::start_with(2, &Settings { trusted, ..Settings::default() });
+        put_something(&cluster);
+        let member = Claim(Some(&identity(&cluster.nodes[1]))).node();
+        let preamble = Preamble { node: member, session: [1; 16], stream: 0, nonce: [2; 16] };
+        let mut torn = preamble.encode(&[0; 32]).to_vec();
+        torn.truncate(PREAMBLE_BYTES - 1);
+        for words in
+            [&preamble.encode(&[0; 32])[..], &[b'V'; PREAMBLE_BYTES], &torn, b"GET / HTTP/1.1\r\n\r\n"]
+        {
+            let listen = cluster.nodes[0].listen().expect("it listens");
+            let mut tcp = TcpStream::connect(listen).expect("it accepts");
+            tcp.set_read_timeout(Some(PATIENCE)).expect("a deadline");
+            let _ = tcp.write_all(words);
+            let mut got = Vec::new();
+            if let Err(error) = tcp.read_to_end(&mut got) {
+                assert_eq!(error.kind(), ErrorKind::ConnectionReset, "it is not let go");
+            }
+            assert!(got.is_empty(), "{} bytes for {words:?}", got.len());
+        }
+    }
 }
 
 #[test]
@@ -123,15 +177,19 @@ fn a_revoked_node_gets_nothing_and_loses_its_sessions() {
     let dest = cluster.path("before");
     cluster.nodes[2].ok(&["get", &id, dest.to_str().expect("UTF-8")]);
     let revoked = cluster.nodes[2].id();
+    let identity = identity(&cluster.nodes[2]);
+    for node in &cluster.nodes[..2] {
+        let answered = bytes_sent_to(node, SESSION_ALPN, Claim(Some(&identity)));
+        assert!(answered > 0, "before it is revoked it gets an answer");
+    }
     cluster.nodes[0].ok(&["cluster", "revoke", &revoked]);
-    let identity = cluster.nodes[2].dir.join("data/identity");
     for node in &cluster.nodes[..2] {
         wait_until("the revocation is known and its session closed", || {
             let status = node.socket().status().expect("velod answers");
             status.sessions.iter().all(|session| session.node.to_hex() != revoked)
         });
-        for alpn in [&b"velo-session/1"[..], b"velo-data/1"] {
-            assert_eq!(bytes_for_a_stranger(node, alpn, Some(&identity)), 0, "a revoked certificate");
+        for alpn in [SESSION_ALPN, DATA_ALPN] {
+            assert_eq!(bytes_sent_to(node, alpn, Claim(Some(&identity))), 0, "a revoked certificate");
         }
         wait_until("it is no member any more", || {
             let peers = node.json(&["peers"]);
@@ -148,13 +206,8 @@ fn a_revoked_node_gets_nothing_and_loses_its_sessions() {
         .expect("an id")
         .to_owned();
     let dest = cluster.path("after");
-    let mut child = cluster.nodes[2]
-        .command(&["get", &later, dest.to_str().expect("UTF-8")])
-        .spawn()
-        .expect("velo starts");
-    std::thread::sleep(Duration::from_secs(3));
-    let _ = child.kill();
-    let _ = child.wait();
+    let refused = cluster.nodes[2].run(&["get", "--wait", "3s", &later, dest.to_str().expect("UTF-8")]);
+    assert!(!refused.status.success(), "a revoked node got content");
     assert!(!dest.exists(), "a revoked node got content");
 }
 
