@@ -4,8 +4,9 @@
 //! `tests/run` tries each call for the first hits of every thread and then in growing steps; `tests/run --full` tries them all.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use velo_object::{BlobId, NodeId, ObjectId};
@@ -37,6 +38,9 @@ const CALLS: &[&str] = &[
     "fchmod",
     "ioctl",
 ];
+
+/// No call is hit later than this: far more often than any of them is made in one run.
+const LAST_HIT: u32 = 1 << 15;
 
 /// velod alone, without velo-control; the test speaks to its socket.
 struct Velod {
@@ -80,11 +84,11 @@ impl Velod {
         alive
     }
 
-    /// Kills it if it lives; true if it had died by itself, that is, by the injected signal.
+    /// Kills it if it lives; true if it had died before, which only the injected signal may have done.
     fn end(&mut self) -> bool {
         let Some(mut child) = self.child.take() else { return false };
-        let died = child.try_wait().expect("a child").is_some();
-        if !died && self.node.listen().is_some() {
+        let died = child.try_wait().expect("a child");
+        if died.is_none() && self.node.listen().is_some() {
             // strace's child is velod itself; killing only strace would leave it running.
             let number = self.node.velod_pid();
             if let Some(pid) = rustix::process::Pid::from_raw(number) {
@@ -95,7 +99,12 @@ impl Velod {
         }
         let _ = child.kill();
         let _ = child.wait();
-        died
+        if let Some(status) = died
+            && !std::thread::panicking()
+        {
+            assert!(killed(status), "velod ended by itself ({status}):\n{}", self.node.log_tail());
+        }
+        died.is_some()
     }
 
     fn socket(&self) -> Option<Client> {
@@ -122,9 +131,44 @@ fn check_all(socket: &mut Client) {
     }
 }
 
-/// The numbers of the call to be hit: all of them in the full run, else the first ones and then ever wider apart.
-fn next_hit(hit: u32) -> u32 {
-    if full() || hit < 3 { hit + 1 } else { hit * 2 }
+/// Whether a process died of SIGKILL. strace ends as what it traced did: by the same signal, or with the status that shells give for it.
+fn killed(status: ExitStatus) -> bool {
+    status.signal() == Some(9) || status.code() == Some(137)
+}
+
+/// How strace ends that runs `true` with one more option.
+fn probe(option: &str) -> Option<ExitStatus> {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", option, "true"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().ok()
+}
+
+/// The calls that strace can kill at here. What cannot be tested is said aloud.
+fn calls() -> Vec<&'static str> {
+    if !has_program("strace") {
+        skip("the crash tests: strace is not installed");
+        return Vec::new();
+    }
+    if !probe("inject=execve:signal=KILL:when=1").is_some_and(killed)
+        && !probe("inject=openat:signal=KILL:when=1").is_some_and(killed)
+    {
+        skip("the crash tests: strace may not trace, or cannot inject signals, on this machine");
+        return Vec::new();
+    }
+    let known = |call: &&&str| {
+        let known = probe(&format!("trace={call}")).is_some_and(|status| status.success());
+        if !known {
+            skip(&format!("the crash tests for {call}: strace does not know this call here"));
+        }
+        known
+    };
+    CALLS.iter().filter(known).copied().collect()
+}
+
+/// The next number of the call to be hit, up to [`LAST_HIT`]: all of them in the full run, else the first ones and then ever wider apart.
+fn next_hit(hit: u32) -> Option<u32> {
+    let next = if full() || hit < 3 { hit + 1 } else { hit * 2 };
+    (next <= LAST_HIT).then_some(next)
 }
 
 struct Source {
@@ -151,14 +195,15 @@ fn id_of(output: &std::process::Output) -> Option<ObjectId> {
 
 #[test]
 fn an_ingest_survives_a_kill_at_every_call() {
-    if !has_program("strace") {
-        return skip("the crash tests: strace is not installed");
+    let calls = calls();
+    if calls.is_empty() {
+        return;
     }
     let source = source();
     let mut hits = 0;
-    for call in CALLS {
-        let mut when = 1;
-        loop {
+    for call in calls {
+        let mut hit_at = Some(1);
+        while let Some(when) = hit_at {
             let scratch = tempfile::Builder::new().prefix("velo-crash-").tempdir().expect("a directory");
             let mut velod = Velod::new(&scratch.path().join("node"));
             velod.start(Some(&format!("inject={call}:signal=KILL:when={when}")));
@@ -193,11 +238,8 @@ fn an_ingest_survives_a_kill_at_every_call() {
                 let again = velod.node.run(&["--json", "put", text(&source.path)]);
                 assert!(again.status.success(), "{call} {when}: a second put fails: {again:?}");
             }
-            if !hit {
-                break;
-            }
-            hits += 1;
-            when = next_hit(when);
+            hits += u32::from(hit);
+            hit_at = next_hit(when).filter(|_| hit);
         }
     }
     println!("{hits} kills");
@@ -224,8 +266,9 @@ fn materialise(velod: &Velod, id: ObjectId, dest: &Path) {
 
 #[test]
 fn a_pull_survives_a_kill_at_every_call() {
-    if !has_program("strace") {
-        return skip("the crash tests: strace is not installed");
+    let calls = calls();
+    if calls.is_empty() {
+        return;
     }
     let source = source();
     let cluster = velo_tests::Cluster::start(1);
@@ -239,9 +282,9 @@ fn a_pull_survives_a_kill_at_every_call() {
         zone: "default".to_owned(),
     };
     let mut hits = 0;
-    for call in CALLS {
-        let mut when = 1;
-        loop {
+    for call in calls {
+        let mut hit_at = Some(1);
+        while let Some(when) = hit_at {
             let scratch = tempfile::Builder::new().prefix("velo-crash-").tempdir().expect("a directory");
             let mut velod =
                 Velod { node: Node::new(&scratch.path().join("node"), &Settings::default()), child: None };
@@ -260,11 +303,8 @@ fn a_pull_survives_a_kill_at_every_call() {
             let dest = scratch.path().join("dest");
             materialise(&velod, id, &dest);
             assert_same(&source.path, &dest);
-            if !hit {
-                break;
-            }
-            hits += 1;
-            when = next_hit(when);
+            hits += u32::from(hit);
+            hit_at = next_hit(when).filter(|_| hit);
         }
     }
     println!("{hits} kills");
@@ -295,4 +335,24 @@ fn pull(velod: &Velod, member: &velo_socket::Member, id: ObjectId) -> Option<vel
     socket.members(vec![member.clone()]).ok()?;
     let job = local::pull(&mut socket, id, vec![member.node]).ok()?;
     local::finish(&mut socket, job).ok()
+}
+
+#[test]
+fn only_a_death_by_the_signal_is_a_hit() {
+    let ended = |script: &str| Command::new("sh").args(["-c", script]).status().expect("a shell");
+    assert!(killed(ended("kill -9 $$")));
+    assert!(killed(ended("exit 137")));
+    assert!(!killed(ended("exit 0")));
+    assert!(!killed(ended("exit 1")), "as strace ends where it may not trace, or does not know a call");
+    assert!(!killed(ended("kill -15 $$")));
+    if has_program("strace") {
+        let unknown = probe("trace=no_such_call").expect("strace runs");
+        assert!(!unknown.success() && !killed(unknown));
+    }
+    let mut hit = 1;
+    while let Some(next) = next_hit(hit) {
+        assert!(next > hit);
+        hit = next;
+    }
+    assert!(hit <= LAST_HIT);
 }
