@@ -14,39 +14,28 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use velo_object::{BlobId, Entry, EntryKind, ObjectId, ObjectKind, PIECE_BYTES, Tree};
-use velo_socket::{ErrorCode, JobState, check_current};
+use velo_object::{BlobId, Entry, EntryKind, Named, ObjectId, ObjectKind, PIECE_BYTES, Tree};
 
 use super::api::meaning;
 use super::range::{Wanted, wanted};
+use super::reading::{NEXT_PIECE, Opened, open};
 use super::{ApiError, App};
 use crate::client::{TreeEntryView, TreeView};
 use crate::origin::{MAX_TABLE_BYTES, read};
-use crate::velod::VelodError;
 
-/// How long a read waits for the beginning of what it wants, from somebody who said that he has it.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How long it waits for somebody to say so.
-const NOBODY: Duration = Duration::from_secs(4);
-/// How long a read that goes on waits for its next piece.
-const NEXT_PIECE: Duration = Duration::from_secs(60);
 /// The largest tree that is listed or looked into, in bytes of its table.
 const MAX_LISTED_BYTES: u64 = if MAX_TABLE_BYTES < 256 << 20 { MAX_TABLE_BYTES } else { 256 << 20 };
-
-/// A blob that can be read, whole or in part.
-struct Opened {
-    file: Arc<std::fs::File>,
-    offset: u64,
-    size: u64,
-    complete: bool,
-}
 
 /// What a body is made of.
 enum Content {
     /// A blob in the store.
-    Stored(BlobId, Opened),
+    Stored(Opened),
     /// A small content, read from its pack and checked.
     Small(BlobId, Bytes),
+}
+
+fn as_blob(blob: BlobId) -> ObjectId {
+    ObjectId { kind: ObjectKind::Blob, blob }
 }
 
 async fn object(app: &App, text: &str, kind: ObjectKind) -> Result<ObjectId, ApiError> {
@@ -63,61 +52,10 @@ async fn object(app: &App, text: &str, kind: ObjectKind) -> Result<ObjectId, Api
     Ok(id)
 }
 
-/// Opens `blob`; if it is not here, pulls `root` and waits until the blob's size is known.
-async fn open(app: &App, blob: BlobId, root: ObjectId, tables_only: bool) -> Result<Opened, ApiError> {
-    let began = Instant::now();
-    let mut job = None;
-    loop {
-        match app.control.velod.open(blob, true).await {
-            Ok((file, offset, size, complete)) => {
-                // A part that nobody gets any more is got on.
-                if !complete && job.is_none() && !arriving(app, root.blob).await? {
-                    app.control.pull(vec![root], tables_only, 0).await?;
-                }
-                return Ok(Opened { file: Arc::new(file.into()), offset, size, complete });
-            }
-            Err(VelodError::Refused(error)) if error.code == ErrorCode::NotFound => {}
-            Err(error) => return Err(error.into()),
-        }
-        match job {
-            None => job = Some(app.control.pull(vec![root], tables_only, 0).await?),
-            Some(job) => match app.control.job(job).await?.state {
-                JobState::Failed(error) => return Err(VelodError::Refused(error).into()),
-                JobState::Cancelled => {
-                    return Err(ApiError::new(StatusCode::CONFLICT, "cancelled", "the pull was cancelled"));
-                }
-                JobState::Running | JobState::Waiting | JobState::Complete => {}
-            },
-        }
-        let control = &app.control;
-        let coming = job.is_some_and(|job| !control.pulls.sources(job).is_empty())
-            || control.origin.as_ref().is_some_and(|origin| origin.is_reading());
-        let patience = if coming { PATIENCE } else { NOBODY };
-        if began.elapsed() > patience {
-            if let Some(job) = job {
-                let _ = control.velod.cancel(job).await;
-            }
-            let seconds = patience.as_secs();
-            return Err(ApiError::not_found(format!(
-                "{root}: no member and no origin gave it within {seconds} s"
-            )));
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-async fn arriving(app: &App, root: BlobId) -> Result<bool, ApiError> {
-    let jobs = app.control.velod.jobs().await?;
-    Ok(jobs.iter().any(|job| {
-        matches!(job.state, JobState::Running | JobState::Waiting)
-            && job.roots.iter().any(|other| other.blob == root)
-    }))
-}
-
 /// Sends what the headers ask for of an opened blob.
-async fn send(app: &App, method: &Method, headers: &HeaderMap, content: Content) -> Response {
+fn send(method: &Method, headers: &HeaderMap, content: Content) -> Response {
     let (blob, size) = match &content {
-        Content::Stored(blob, opened) => (*blob, opened.size),
+        Content::Stored(opened) => (opened.blob, opened.size),
         Content::Small(blob, bytes) => (*blob, bytes.len() as u64),
     };
     let text = |name| headers.get(name).and_then(|value: &axum::http::HeaderValue| value.to_str().ok());
@@ -159,7 +97,7 @@ async fn send(app: &App, method: &Method, headers: &HeaderMap, content: Content)
         return response;
     }
     *response.body_mut() = match content {
-        Content::Stored(blob, opened) => stream(app, blob, opened, bytes),
+        Content::Stored(opened) => stream(opened, bytes),
         // Both ends are at most the size of a small content.
         Content::Small(_, content) => Body::from(content.slice(bytes.start as usize..bytes.end as usize)),
     };
@@ -167,21 +105,19 @@ async fn send(app: &App, method: &Method, headers: &HeaderMap, content: Content)
 }
 
 /// A range of a stored blob, piece by piece as they are there.
-fn stream(app: &App, blob: BlobId, opened: Opened, bytes: Range<u64>) -> Body {
-    let velod = app.control.velod.clone();
+fn stream(opened: Opened, bytes: Range<u64>) -> Body {
+    let opened = Arc::new(opened);
     let chunks = futures_util::stream::try_unfold(bytes.start, move |at| {
-        let (velod, file, end) = (velod.clone(), Arc::clone(&opened.file), bytes.end);
-        let (offset, complete) = (opened.offset, opened.complete);
+        // What brings the rest is kept for as long as the stream is.
+        let (opened, end) = (Arc::clone(&opened), bytes.end);
         async move {
             if at >= end {
                 return Ok(None);
             }
             // Up to the end of a piece, so that a read waits for no more than it needs.
             let next = end.min((at / PIECE_BYTES + 1) * PIECE_BYTES);
-            if !complete {
-                velod.wait(blob, at..next, NEXT_PIECE).await.map_err(io::Error::other)?;
-                check_current(&file, &blob).map_err(io::Error::other)?;
-            }
+            opened.wait(at..next).await.map_err(io::Error::other)?;
+            let (file, offset) = (Arc::clone(&opened.file), opened.offset);
             let read = tokio::task::spawn_blocking(move || {
                 let mut chunk = vec![0; usize::try_from(next - at).unwrap_or(0)];
                 file.read_exact_at(&mut chunk, offset + at).map(|()| Bytes::from(chunk))
@@ -201,13 +137,13 @@ pub(super) async fn blob(
 ) -> Result<Response, ApiError> {
     let Path(text) = path?;
     let id = object(&app, &text, ObjectKind::Blob).await?;
-    let opened = open(&app, id.blob, id, true).await?;
-    Ok(send(&app, &method, &headers, Content::Stored(id.blob, opened)).await)
+    let opened = open(&app, id, None).await?;
+    Ok(send(&method, &headers, Content::Stored(opened)))
 }
 
 /// The table of a tree, which is pulled if it is not here.
 async fn table(app: &App, id: ObjectId) -> Result<Tree<Vec<u8>>, ApiError> {
-    let opened = open(app, id.blob, id, true).await?;
+    let opened = open(app, id, None).await?;
     if opened.size > MAX_LISTED_BYTES {
         return Err(ApiError::invalid(format!(
             "the table of {id} has {} bytes: read it as a blob",
@@ -215,9 +151,9 @@ async fn table(app: &App, id: ObjectId) -> Result<Tree<Vec<u8>>, ApiError> {
         )));
     }
     if !opened.complete {
-        app.control.velod.wait(id.blob, 0..opened.size, NEXT_PIECE).await?;
+        opened.wait(0..opened.size).await?;
         // The last piece is verified before the blob is complete as a whole.
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + NEXT_PIECE;
         while !app.control.velod.open(id.blob, true).await?.3 && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -265,23 +201,23 @@ pub(super) async fn tree_path(
     }
     let content = match tree.packed().find(|packed| packed.entry.blob == entry.blob) {
         Some(packed) => {
-            let pack = tree.packs().nth(packed.pack).map(|pack| pack.blob).ok_or_else(|| there(&path))?;
+            let pack = tree.packs().nth(packed.pack).ok_or_else(|| there(&path))?;
             small(&app, id, pack, packed.offset_bytes, entry).await?
         }
-        None => Content::Stored(entry.blob, open(&app, entry.blob, id, false).await?),
+        None => Content::Stored(open(&app, as_blob(entry.blob), Some(entry.size_bytes)).await?),
     };
-    Ok(send(&app, &method, &headers, content).await)
+    Ok(send(&method, &headers, content))
 }
 
 /// A small content from its pack, of which no more than this needs to have come. It is checked by its own hash: a tree may name any pack.
 async fn small(
     app: &App,
     tree: ObjectId,
-    pack: BlobId,
+    pack: Named,
     at: u64,
     entry: Entry<'_>,
 ) -> Result<Content, ApiError> {
-    let opened = open(app, pack, tree, false).await?;
+    let opened = open(app, as_blob(pack.blob), Some(pack.size_bytes)).await?;
     let range = at..at.saturating_add(entry.size_bytes);
     let damaged = || {
         ApiError::new(
@@ -293,10 +229,7 @@ async fn small(
     if range.end > opened.size {
         return Err(damaged());
     }
-    if !opened.complete && !range.is_empty() {
-        app.control.velod.wait(pack, range, NEXT_PIECE).await?;
-        check_current(&opened.file, &pack).map_err(VelodError::Refused)?;
-    }
+    opened.wait(range).await?;
     let bytes = usize::try_from(entry.size_bytes).unwrap_or(0);
     let read = tokio::task::spawn_blocking(move || {
         let mut content = vec![0; bytes];

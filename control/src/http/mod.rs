@@ -8,6 +8,7 @@ mod content;
 mod error;
 mod guard;
 mod range;
+mod reading;
 mod transfers;
 
 use std::sync::Arc;
@@ -26,6 +27,8 @@ use crate::node::Control;
 const MAX_BODY_BYTES: usize = 1 << 20;
 /// Streams of events that are open at once.
 const MAX_STREAMS: usize = 64;
+/// Contents that are sent at once while they still arrive.
+const MAX_READERS: usize = 256;
 /// Requests that are worked on at once.
 const MAX_REQUESTS: usize = 512;
 
@@ -35,6 +38,7 @@ pub(crate) struct App {
     pub(crate) control: Arc<Control>,
     token: Arc<str>,
     streams: Arc<Semaphore>,
+    readers: Arc<Semaphore>,
     requests: Arc<Semaphore>,
     pub(crate) addresses: Arc<Addresses>,
 }
@@ -52,6 +56,7 @@ pub(crate) fn router(control: Arc<Control>, token: &str, addresses: Addresses) -
         control,
         token: token.into(),
         streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+        readers: Arc::new(Semaphore::new(MAX_READERS)),
         requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
         addresses: Arc::new(addresses),
     };

@@ -1,17 +1,21 @@
 //! The interface as a caller sees it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use serde::de::DeserializeOwned;
 use tower::ServiceExt as _;
 use velo_object::{BlobId, EntryKind, Named, ObjectId, ObjectKind, PackBuilder, PackStep, TreeBuilder};
+use velo_socket::JobState;
 
 use super::*;
 use crate::client::*;
 use crate::node::lock;
-use crate::tests::{Node, cluster};
+use crate::tests::{Node, cluster, until};
 
 struct Answer {
     status: StatusCode,
@@ -230,4 +234,76 @@ async fn pulls_and_their_events() {
     assert_eq!(caller.get("/v1/jobs/x").await.code(), (400, "invalid".to_owned()));
     assert_eq!(caller.ask("POST", "/v1/pull", "{\"what\":[]}").await.status, 400);
     assert_eq!(caller.ask("POST", "/v1/origin/put", &format!("{{\"id\":\"{blob}\"}}")).await.status, 409);
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_leaves_no_job_behind() {
+    let (nodes, _net) = cluster(2, None).await;
+    let caller = Caller::new(&nodes[0]);
+    let path = format!("/v1/blobs/{}", BlobId::of(b"nowhere").to_hex());
+    let state = || lock(&nodes[0].velod.state).jobs.values().map(|job| job.state.clone()).collect::<Vec<_>>();
+    let reading = caller.get(&path);
+    let gone = tokio::time::timeout(Duration::from_millis(300), reading).await;
+    assert!(gone.is_err(), "it waits");
+    until("its job is cancelled", || state() == [JobState::Cancelled]).await;
+    // Also one that goes before the job has begun.
+    let gone = tokio::time::timeout(Duration::from_micros(1), caller.get(&path)).await;
+    assert!(gone.is_err());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    until("no job waits", || state().iter().all(|state| *state == JobState::Cancelled)).await;
+    let answer = caller.get(&path).await;
+    assert_eq!(answer.code(), (404, "not_found".to_owned()), "at last it gives up");
+    until("no job waits", || state().iter().all(|state| *state == JobState::Cancelled)).await;
+}
+
+#[tokio::test]
+async fn a_file_of_a_tree_is_pulled_alone_and_first() {
+    let (nodes, _net) = cluster(1, None).await;
+    let contents = [vec![1u8; 200_000], vec![2u8; 300_000]];
+    let mut builder = TreeBuilder::new();
+    for (content, path) in contents.iter().zip([b"a", b"b"]) {
+        let named = Named { blob: BlobId::of(content), size_bytes: content.len() as u64 };
+        builder.content(path, EntryKind::File, named, 0).expect("an entry");
+    }
+    let table = builder.finish(&[]).expect("a tree").into_bytes();
+    let tree = lock(&nodes[0].velod.state).store(&table);
+    let caller = Caller::new(&nodes[0]);
+    let path = format!("/v1/trees/{}/b", tree.to_hex());
+    let comes = async {
+        until("it is pulled", || !lock(&nodes[0].velod.state).jobs.is_empty()).await;
+        let mut state = lock(&nodes[0].velod.state);
+        let (priority, sizes) = state.pulled.clone();
+        assert!(priority > 0, "before what nobody waits for");
+        assert_eq!(sizes, [Some(300_000)]);
+        state.store(&contents[1]);
+    };
+    let (answer, ()) = tokio::join!(caller.get(&path), comes);
+    assert_eq!((answer.status.as_u16(), answer.body == contents[1]), (200, true));
+    let jobs = lock(&nodes[0].velod.state).jobs.clone();
+    let roots: Vec<BlobId> = jobs.values().flat_map(|job| &job.roots).map(|root| root.blob).collect();
+    assert_eq!(roots, [BlobId::of(&contents[1])]);
+}
+
+#[tokio::test]
+async fn only_so_many_wait_for_content_that_arrives() {
+    let (nodes, _net) = cluster(1, None).await;
+    let caller = Caller::new(&nodes[0]);
+    let path = format!("/v1/blobs/{}", BlobId::of(b"nowhere").to_hex());
+    let readers: FuturesUnordered<_> = (0..MAX_READERS + 3).map(|_| caller.get(&path)).collect();
+    let first: Vec<Answer> = readers.take(3).collect().await;
+    assert!(first.iter().all(|answer| answer.status == StatusCode::TOO_MANY_REQUESTS), "the others wait");
+}
+
+#[tokio::test]
+async fn an_origin_that_fails_hides_no_members() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (nodes, _net) = cluster(1, Some(folder.path())).await;
+    let blob = lock(&nodes[0].velod.state).store(b"here");
+    // A name in a circle cannot be looked at.
+    let way = folder.path().join("velo-1");
+    std::os::unix::fs::symlink(&way, &way).expect("a link to itself");
+    assert!(nodes[0].control.origin.as_ref().expect("an origin").has(&blob).await.is_err());
+    let answer = Caller::new(&nodes[0]).get(&format!("/v1/where?id={blob}")).await;
+    let found: Vec<Holders> = answer.json();
+    assert_eq!((found[0].holders.len(), found[0].origin), (1, None));
 }

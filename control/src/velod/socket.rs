@@ -25,8 +25,12 @@ use super::{Answer, Incoming, Link, VelodError};
 
 /// Connections that are kept open between questions.
 const IDLE: usize = 16;
-/// Questions that wait at once.
+/// Ordinary questions that wait at once.
 const BUSY: usize = 96;
+/// Waits for a range at once. They take as long as a peer takes, and have turns of their own so that the others never stand behind them.
+const WAITS: usize = 64;
+/// Contents that are ingested at once, likewise.
+const INGESTS: usize = 16;
 /// Descriptors that one answer may bring.
 const ANSWER_DESCRIPTORS: usize = 8;
 
@@ -34,7 +38,29 @@ const ANSWER_DESCRIPTORS: usize = 8;
 pub struct Socket {
     path: PathBuf,
     idle: Mutex<Vec<Connection>>,
+    turns: Turns,
+}
+
+/// Who may ask now.
+struct Turns {
     busy: Semaphore,
+    waits: Semaphore,
+    ingests: Semaphore,
+}
+
+impl Turns {
+    fn new() -> Self {
+        let [busy, waits, ingests] = [BUSY, WAITS, INGESTS].map(Semaphore::new);
+        Self { busy, waits, ingests }
+    }
+
+    fn of(&self, request: &Request) -> &Semaphore {
+        match request {
+            Request::Wait { .. } => &self.waits,
+            Request::Ingest { .. } => &self.ingests,
+            _ => &self.busy,
+        }
+    }
 }
 
 struct Connection {
@@ -50,7 +76,7 @@ fn down(error: impl ToString) -> VelodError {
 impl Socket {
     /// The socket at this path; nothing is connected yet.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), idle: Mutex::new(Vec::new()), busy: Semaphore::new(BUSY) }
+        Self { path: path.to_owned(), idle: Mutex::new(Vec::new()), turns: Turns::new() }
     }
 
     /// Connects once, to learn which node velod is.
@@ -190,7 +216,7 @@ async fn send(stream: &UnixStream, request: &Request, descriptors: &[OwnedFd]) -
 impl Link for Socket {
     fn ask(&self, request: Request, descriptors: Vec<OwnedFd>) -> BoxFuture<'_, Result<Answer, VelodError>> {
         Box::pin(async move {
-            let _turn = self.busy.acquire().await.map_err(down)?;
+            let _turn = self.turns.of(&request).acquire().await.map_err(down)?;
             let mut connection = self.connection().await?;
             send(&connection.stream, &request, &descriptors).await.map_err(down)?;
             drop(descriptors);
@@ -265,5 +291,62 @@ impl Link for Socket {
             });
             Ok(receiver)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::time::Duration;
+
+    use velo_object::BlobId;
+
+    use super::*;
+
+    /// A velod on which no wait ever ends and no content is ever ingested.
+    fn stuck(listener: UnixListener) {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut connection = velo_socket::Connection::new(stream);
+                while let Ok((request, _)) = connection.receive_request(None) {
+                    let response = match request {
+                        Request::Hello { .. } => Response::Hello {
+                            version: PROTOCOL_VERSION,
+                            node: NodeId::from_bytes([1; 32]),
+                            pid: 1,
+                        },
+                        Request::Wait { .. } | Request::Ingest { .. } => continue,
+                        _ => Response::Jobs(Vec::new()),
+                    };
+                    if connection.send_response(&response, &[]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn slow_readers_and_ingests_do_not_stop_ordinary_questions() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("sock");
+        let listener = UnixListener::bind(&path).expect("a socket");
+        std::thread::spawn(move || stuck(listener));
+        let velod = super::super::Velod::new(Socket::new(&path));
+        let blob = BlobId::of(b"slow");
+        let mut slow = tokio::task::JoinSet::new();
+        for _ in 0..BUSY + WAITS {
+            let velod = velod.clone();
+            slow.spawn(async move { velod.wait(blob, 0..1, Duration::from_secs(60)).await.map(|()| 0) });
+        }
+        for _ in 0..BUSY + INGESTS {
+            let velod = velod.clone();
+            let content = OwnedFd::from(std::fs::File::open("/dev/null").expect("a file"));
+            slow.spawn(async move { velod.ingest(blob, content).await.map(|done| done.size_bytes) });
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let jobs = tokio::time::timeout(Duration::from_secs(10), velod.jobs()).await;
+        assert!(jobs.expect("answered at once").expect("an answer").is_empty());
+        assert!(slow.try_join_next().is_none(), "the slow ones still wait");
     }
 }
