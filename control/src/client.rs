@@ -254,7 +254,7 @@ pub struct Holder {
     pub blobs_total: Option<u64>,
 }
 
-/// To `POST /v1/pull`.
+/// To `POST /v1/pull`. A job that waits is cancelled once nobody has asked about it (its state, its events, `/v1/sources`) for an hour.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PullRequest {

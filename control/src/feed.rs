@@ -39,6 +39,8 @@ pub(crate) const UNWANTED: Duration = Duration::from_secs(3600);
 #[derive(Debug, Default)]
 pub(crate) struct Round {
     asked: Vec<BlobId>,
+    /// Whether somebody did not answer.
+    silent: bool,
     holders: BTreeSet<NodeId>,
     pullers: BTreeSet<NodeId>,
     /// What somebody has at least a piece of.
@@ -53,8 +55,10 @@ impl Round {
         Self { asked: asked.to_vec(), ..Self::default() }
     }
 
-    /// Notes what a node has of what was asked for, in order.
-    pub(crate) fn note(&mut self, node: NodeId, holdings: &[Option<Holding>]) {
+    /// Notes what a node has of what was asked for, in order; none: it did not answer.
+    pub(crate) fn note(&mut self, node: NodeId, holdings: Option<&[Option<Holding>]>) {
+        self.silent |= holdings.is_none();
+        let holdings = holdings.unwrap_or_default();
         for (id, holding) in self.asked.iter().zip(holdings) {
             let Some(holding) = holding else { continue };
             if holding.complete || holding.pieces > 0 {
@@ -105,6 +109,8 @@ struct Feeding {
     reads: Vec<BlobId>,
     own_read: u64,
     others: BTreeMap<NodeId, Standing>,
+    /// Whether the origin gave what it was last asked for.
+    gives: bool,
     /// What the origin did not give and the log knows.
     told: BTreeSet<BlobId>,
     /// Since when it waits and nothing comes.
@@ -120,6 +126,7 @@ impl Feeding {
             reads: Vec::new(),
             own_read: 0,
             others: BTreeMap::new(),
+            gives: false,
             told: BTreeSet::new(),
             waits_since: None,
             done_bytes: 0,
@@ -168,6 +175,10 @@ impl Feeding {
 
     /// What of this job this node should read from the origin now.
     fn wanted(&self, own: NodeId, status: &JobStatus, round: &Round, now: Instant) -> Vec<BlobId> {
+        // Who does not answer may be busy giving it.
+        if round.silent && status.state == JobState::Running && !self.gives {
+            return Vec::new();
+        }
         let members_failed = self.waited(now).is_some_and(|waited| waited >= MEMBERS_FIRST);
         let stuck =
             |node: &NodeId| self.others.get(node).is_some_and(|standing| now - standing.since >= TAKE_OVER);
@@ -266,6 +277,7 @@ impl Control {
 
     async fn take_in(&self, job: JobId, fetched: Fetched, feeding: &mut Feeding) {
         let Fetched { moved, failed } = fetched;
+        feeding.gives = moved.blobs > 0;
         if moved.blobs > 0 {
             self.metrics.origin_read_bytes.inc_by(moved.bytes);
             tracing::info!(job, blobs = moved.blobs, bytes = moved.bytes, "read from the origin");
@@ -337,7 +349,7 @@ mod tests {
     fn the_origin_gives_what_is_held_by_nobody_and_what_holders_do_not_give() {
         let (table, part) = (BlobId::of(b"table"), BlobId::of(b"part"));
         let mut round = Round::of(&[table, part]);
-        round.note(node(2), &[holding(true, None), None]);
+        round.note(node(2), Some(&[holding(true, None), None]));
         let status = waiting(&[table, part]);
         let (mut feeding, now) = (Feeding::new(), Instant::now());
         feeding.look(&status, now);
@@ -350,6 +362,13 @@ mod tests {
         feeding.look(&status, later);
         assert_eq!(feeding.wanted(node(1), &status, &round, later), [table, part]);
         assert!(feeding.wanted(node(1), &status, &Round::of(&[]), later).is_empty(), "ask members first");
+
+        let mut feeding = Feeding::new();
+        round.note(node(3), None);
+        let running = JobStatus { state: JobState::Running, ..status.clone() };
+        assert!(feeding.wanted(node(1), &running, &round, now).is_empty(), "the silent one may be giving it");
+        feeding.look(&status, now);
+        assert_eq!(feeding.wanted(node(1), &status, &round, now), [part], "nobody gives it");
     }
 
     #[test]
@@ -362,7 +381,7 @@ mod tests {
         let (mut feeding, mut now) = (Feeding::new(), Instant::now());
         let mut step = |origin_bytes, now| {
             let mut round = Round::of(&[blob]);
-            round.note(other, &[holding(false, origin_bytes)]);
+            round.note(other, Some(&[holding(false, origin_bytes)]));
             let moved = feeding.hear_of_others(&round, now);
             (moved, feeding.wanted(own, &status, &round, now).len())
         };

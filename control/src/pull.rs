@@ -151,7 +151,7 @@ impl Control {
         if !here.iter().all(|stat| stat.as_ref().is_some_and(|stat| stat.complete)) {
             let first = async {
                 while let Some((node, holdings)) = answers.recv().await {
-                    round.note(node, &holdings.unwrap_or_default());
+                    round.note(node, holdings.as_deref());
                     if round.has_holder() {
                         return;
                     }
@@ -237,7 +237,7 @@ impl Control {
         round: &mut Round,
     ) {
         while let Some((node, holdings)) = answers.recv().await {
-            round.note(node, &holdings.unwrap_or_default());
+            round.note(node, holdings.as_deref());
             let new = self.pulls.add(job, &round.sources());
             if !new.is_empty()
                 && let Err(error) = self.velod.add_sources(job, new).await

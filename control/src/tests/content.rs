@@ -189,6 +189,19 @@ async fn pullers_that_cannot_read_the_origin_are_not_waited_for() {
 }
 
 #[tokio::test]
+async fn another_puller_takes_over_where_the_origin_of_one_lacks_it() {
+    let (full, empty) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let knows = |node| Some(if [0, 5].contains(&node) { full.path() } else { empty.path() });
+    let (nodes, _net) = cluster_where(6, knows).await;
+    let (root, _) = only_in_the_origin(&nodes[0]).await;
+    let mut jobs = Vec::new();
+    for node in &nodes[1..] {
+        jobs.push(node.control.pull(vec![root], false, 0).await.expect("a job"));
+    }
+    until("the one whose origin has it reads it", || complete(&nodes[5], jobs[4])).await;
+}
+
+#[tokio::test]
 async fn a_job_that_gets_nothing_from_the_origin_waits_and_does_not_seem_to_run() {
     let folder = tempfile::tempdir().expect("a folder");
     let (nodes, _net) = cluster(1, Some(folder.path())).await;
