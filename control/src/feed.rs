@@ -17,7 +17,7 @@ use velo_socket::{JobId, JobState, JobStatus};
 
 use crate::directory::ASK_TIMEOUT;
 use crate::node::Control;
-use crate::origin::Fetched;
+use crate::origin::{Fetched, Origin, OriginError};
 use crate::pull::goes_on;
 use crate::rpc::Holding;
 use crate::velod::VelodError;
@@ -109,6 +109,8 @@ struct Feeding {
     reads: Vec<BlobId>,
     own_read: u64,
     others: BTreeMap<NodeId, Standing>,
+    /// What the origin has, as it said when it was looked at.
+    seen: BTreeSet<BlobId>,
     /// Whether the origin gave what it was last asked for.
     gives: bool,
     /// What the origin did not give and the log knows.
@@ -126,6 +128,7 @@ impl Feeding {
             reads: Vec::new(),
             own_read: 0,
             others: BTreeMap::new(),
+            seen: BTreeSet::new(),
             gives: false,
             told: BTreeSet::new(),
             waits_since: None,
@@ -247,6 +250,7 @@ impl Control {
         let now = Instant::now();
         let mut comes = feeding.hear_of_others(round, now);
         if let Some(origin) = &self.origin {
+            self.look(job, origin, status, round, feeding).await;
             if feeding.reading.is_empty() {
                 feeding.reads = feeding.wanted(self.node, status, round, now);
                 feeding.reads.retain(|id| origin.offers(id).is_some());
@@ -267,6 +271,36 @@ impl Control {
         }
         if comes {
             self.wake(job).await;
+        }
+    }
+
+    /// Looks whether the origin has what no member has, so that nobody relies on this node for what it cannot read.
+    async fn look(
+        &self,
+        job: JobId,
+        origin: &Origin,
+        status: &JobStatus,
+        round: &Round,
+        feeding: &mut Feeding,
+    ) {
+        feeding.seen.retain(|id| status.missing.contains(id));
+        let unseen = round.asked.iter().filter(|id| {
+            status.missing.contains(id)
+                && !round.held.contains(id)
+                && !feeding.seen.contains(id)
+                && origin.offers(id).is_some()
+        });
+        let unseen: Vec<BlobId> = unseen.copied().collect();
+        if unseen.is_empty() {
+            return;
+        }
+        if let Ok(there) = tokio::time::timeout(ASK_TIMEOUT, origin.look(&unseen)).await {
+            feeding.seen.extend(there);
+        }
+        for id in unseen.into_iter().filter(|id| origin.offers(id).is_none()) {
+            if feeding.told.insert(id) {
+                tracing::warn!(job, error = %OriginError::Absent(id), "a missing part is not read from the origin");
+            }
         }
     }
 

@@ -199,6 +199,24 @@ impl Origin {
         read.map(|flight| flight.read_bytes.load(Ordering::Relaxed)).sum()
     }
 
+    /// Looks which of these it has, without reading them. What it has not got counts as refused from now on.
+    pub async fn look(&self, blobs: &[BlobId]) -> Vec<BlobId> {
+        let looks = futures_util::stream::iter(blobs.iter().copied())
+            .map(|blob| async move { (blob, self.has(&blob).await) })
+            .buffer_unordered(READS);
+        tokio::pin!(looks);
+        let mut there = Vec::new();
+        while let Some((blob, has)) = looks.next().await {
+            match has {
+                Ok(true) => there.push(blob),
+                Ok(false) => self.refuse(blob, true),
+                // The read will tell what is wrong.
+                Err(_) => there.push(blob),
+            }
+        }
+        there
+    }
+
     fn refuse(&self, blob: BlobId, absent: bool) {
         let now = Instant::now();
         let mut refusals = lock(&self.refusals);
