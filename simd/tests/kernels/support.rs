@@ -1,6 +1,24 @@
 //! What all tests of kernels share: the levels of this machine, bytes from a seed, guarded memory.
 
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::sync::{Mutex, PoisonError};
+
 use velo_simd::{Kernels, Level};
+
+/// Says once that something was not tested, where `tests/run` finds it: what a passing test prints is not shown.
+fn skip(why: &str) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    if !SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(why.to_owned()) {
+        return;
+    }
+    eprintln!("SKIP: {why}");
+    if let Some(path) = std::env::var_os("VELO_SKIPS")
+        && let Ok(mut file) = std::fs::OpenOptions::new().append(true).open(path)
+    {
+        let _ = writeln!(file, "SKIP: {why}");
+    }
+}
 
 /// The kernels of every level that this machine has; says which it lacks.
 pub fn levels() -> Vec<Kernels> {
@@ -9,7 +27,7 @@ pub fn levels() -> Vec<Kernels> {
         .filter_map(|level| match Kernels::at(level) {
             Ok(kernels) => Some(kernels),
             Err(error) => {
-                println!("SKIPPED: level {level}: {error}");
+                skip(&format!("the kernels of level {level}: {error}"));
                 None
             }
         })
