@@ -169,6 +169,57 @@ mod tests {
         assert!(Frame::Call { seq: 0, payload: vec![0; MAX_FRAME_BYTES] }.encode().is_err());
     }
 
+    /// Version 1 of every frame, byte by byte: `golden/session.v1` never changes. `VELO_GOLDEN=write` writes it if it is missing.
+    #[test]
+    fn every_frame_has_the_bytes_of_version_1() {
+        let (blob, node) = (BlobId::of(b"golden"), NodeId::from_bytes([0xa5; 32]));
+        let listen = ["192.0.2.1:7440", "[2001:db8::1]:1"].map(|text| text.parse().expect("an address"));
+        let hello = Hello {
+            version: VERSION,
+            cluster: [7; 32],
+            node,
+            boot: 300,
+            listen: listen.to_vec(),
+            trusted: true,
+        };
+        let frames = [
+            Frame::Hello(hello),
+            Frame::Refuse(Refusal::Duplicate),
+            Frame::Refuse(Refusal::Full),
+            Frame::Refuse(Refusal::Version),
+            Frame::Message(PeerMessage::Interest { blobs: vec![blob; 2] }),
+            Frame::Message(PeerMessage::Have {
+                blob,
+                size_bytes: Some(3 << 20),
+                have: PieceSet::full(3),
+                holes: PieceSet::new(3),
+            }),
+            Frame::Message(PeerMessage::HaveNot { blob }),
+            Frame::Message(PeerMessage::HaveMore { blob, pieces: vec![(1, true), (u64::MAX, false)] }),
+            Frame::Message(PeerMessage::Done { blobs: vec![blob] }),
+            Frame::Call { seq: 1, payload: vec![1, 2, 3] },
+            Frame::Reply { seq: 1, reply: Ok(vec![4]) },
+            Frame::Reply { seq: 2, reply: Err("no".to_owned()) },
+            Frame::OpenStreams(4),
+            Frame::Ping,
+            Frame::Pong,
+        ];
+        let made: String = frames
+            .iter()
+            .map(|frame| frame.encode().expect("small").iter().map(|byte| format!("{byte:02x}")).collect())
+            .map(|line: String| line + "\n")
+            .collect();
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/session/golden/session.v1");
+        if std::env::var_os("VELO_GOLDEN").is_some_and(|what| what == "write") && !path.exists() {
+            std::fs::write(&path, &made).expect("the folder can be written");
+        }
+        let golden = std::fs::read_to_string(&path).expect("the golden file");
+        for ((made, golden), frame) in made.lines().zip(golden.lines()).zip(&frames) {
+            assert_eq!(made, golden, "other bytes than in version 1: {frame:?}");
+        }
+        assert_eq!(made, golden, "a frame was added: add its line to the file");
+    }
+
     #[test]
     fn garbage_is_an_error_and_no_panic() {
         let mut state = 1u32;
