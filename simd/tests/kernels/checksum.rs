@@ -4,7 +4,7 @@ use crate::guarded::Guarded;
 use crate::support::{bytes, levels};
 use velo_simd::*;
 
-fn adler(bytes: &[u8]) -> u32 {
+pub fn adler(bytes: &[u8]) -> u32 {
     let (mut a, mut b) = (1u32, 0u32);
     for &byte in bytes {
         a = (a + u32::from(byte)) % 65_521;
@@ -13,7 +13,7 @@ fn adler(bytes: &[u8]) -> u32 {
     b << 16 | a
 }
 
-fn fletcher(bytes: &[u8]) -> u32 {
+pub fn fletcher(bytes: &[u8]) -> u32 {
     let (mut a, mut b) = (0u32, 0u32);
     for pair in bytes.chunks(2) {
         a = (a + u32::from(pair[0]) + 256 * u32::from(pair.get(1).copied().unwrap_or(0))) % 65_535;

@@ -13,7 +13,7 @@ fn bitmap(a: &[u8], b: &[u8], grain: usize, words: usize) -> Vec<u64> {
 }
 
 /// Every kernel on one pair of buffers; the bitmaps hold rubbish before.
-fn check(kernels: Kernels, dst: &mut [u8], a: &[u8], b: &[u8]) {
+pub fn check(kernels: Kernels, dst: &mut [u8], a: &[u8], b: &[u8]) {
     let what = (kernels.level(), a.len(), dst.as_ptr().addr() % 64, a.as_ptr().addr() % 64);
     let xor: Vec<u8> = a.iter().zip(b).map(|(a, b)| a ^ b).collect();
     let lines = bitmap(a, b, 64, line_words(a.len()));
@@ -50,7 +50,7 @@ fn check(kernels: Kernels, dst: &mut [u8], a: &[u8], b: &[u8]) {
 }
 
 /// A second buffer that differs in about one line of three.
-fn other(a: &[u8], seed: u64) -> Vec<u8> {
+pub fn other(a: &[u8], seed: u64) -> Vec<u8> {
     let mut b = a.to_vec();
     let random = bytes(seed, a.len().div_ceil(64) * 2);
     for (line, random) in b.chunks_mut(64).zip(random.chunks(2)) {

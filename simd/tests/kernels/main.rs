@@ -3,6 +3,7 @@
 mod checksum;
 mod delta;
 mod guarded;
+mod interpreted;
 mod pack;
 mod scan;
 mod support;
