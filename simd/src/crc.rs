@@ -1,14 +1,29 @@
-//! CRC32C and CRC-32, which are those of `crc-fast` (carry-less multiplication, VPCLMULQDQ where there is any), and a copy fused
-//! with the first.
+//! CRC32C and CRC-32, and a copy fused with the first. Both are those of crates, whichever is faster: `crc-fast` (carry-less
+//! multiplication) for CRC-32, and for CRC32C where the processor has AVX-512 or is no x86; on other x86 the crate `crc32c`, which runs
+//! three chains of the processor's own instruction and is half as fast again there. The fused copy does the same itself, for no crate does.
 
 use crc_fast::{CrcAlgorithm, Digest};
 
-/// Copied and then summed at a time: small enough to be still in the first cache, long enough for the checksum's stride.
+use crate::kernels::{Kernels, kernels};
+use crate::level::Level;
+
+/// Summed and copied at a time: small enough to be still in the first cache, long enough for the checksum's stride.
 const STEP_BYTES: usize = 8192;
 
 /// A CRC32C (Castagnoli; RFC 3720) over bytes that come in parts.
 #[derive(Debug, Clone)]
-pub struct Crc32c(Digest);
+pub struct Crc32c(State);
+
+#[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "the state of one checksum, which nobody keeps many of")]
+enum State {
+    Multiplied(Digest),
+    Chained(u32),
+}
+
+fn is_chained() -> bool {
+    cfg!(target_arch = "x86_64") && kernels().level() < Level::Avx512
+}
 
 impl Default for Crc32c {
     fn default() -> Self {
@@ -19,39 +34,67 @@ impl Default for Crc32c {
 impl Crc32c {
     /// Over no bytes yet.
     pub fn new() -> Self {
-        Self(Digest::new(CrcAlgorithm::Crc32Iscsi))
+        Self(if is_chained() {
+            State::Chained(0)
+        } else {
+            State::Multiplied(Digest::new(CrcAlgorithm::Crc32Iscsi))
+        })
     }
 
     /// Takes more bytes in.
     #[inline]
     pub fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+        match &mut self.0 {
+            State::Multiplied(digest) => digest.update(bytes),
+            State::Chained(crc) => *crc = crc32c::crc32c_append(*crc, bytes),
+        }
     }
 
-    /// Takes in the bytes of `src` and copies them to `dst`, in one pass over memory.
+    /// Takes in the bytes of `src` and copies them to `dst`, in one pass over memory. Where they are larger than the caches, `dst` is
+    /// written past them.
     ///
     /// # Panics
     /// If the lengths differ.
     #[inline]
     pub fn copy(&mut self, dst: &mut [u8], src: &[u8]) {
         assert_eq!(dst.len(), src.len(), "a copy is as long as what it copies");
+        let kernels = kernels();
+        let past_caches = Kernels::passes_caches(dst.len());
+        #[cfg(target_arch = "x86_64")]
+        if let State::Chained(crc) = &mut self.0
+            // Past the caches whole vectors are faster than words.
+            && !past_caches
+            && kernels.level() > Level::Scalar
+            && crate::arch::crc32c::is_available()
+        {
+            // SAFETY: it is available.
+            *crc = unsafe { crate::arch::crc32c::copy(*crc, dst, src) };
+            return;
+        }
         for (to, from) in dst.chunks_mut(STEP_BYTES).zip(src.chunks(STEP_BYTES)) {
-            to.copy_from_slice(from);
-            self.0.update(to);
+            self.update(from);
+            kernels.copy(to, from, past_caches);
         }
     }
 
     /// The checksum of all bytes so far.
     #[inline]
     pub fn finish(&self) -> u32 {
-        self.0.finalize() as u32
+        match &self.0 {
+            State::Multiplied(digest) => digest.finalize() as u32,
+            State::Chained(crc) => *crc,
+        }
     }
 }
 
 /// The CRC32C of `bytes`.
 #[inline]
 pub fn crc32c(bytes: &[u8]) -> u32 {
-    crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
+    if is_chained() {
+        crc32c::crc32c(bytes)
+    } else {
+        crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
+    }
 }
 
 /// The CRC-32 of `bytes` (that of gzip, zip and Ethernet).
@@ -66,10 +109,6 @@ pub fn crc32(bytes: &[u8]) -> u32 {
 /// If the lengths differ.
 #[inline]
 pub fn copy_crc32c(dst: &mut [u8], src: &[u8]) -> u32 {
-    if src.len() <= STEP_BYTES {
-        dst.copy_from_slice(src);
-        return crc32c(dst);
-    }
     let mut crc = Crc32c::new();
     crc.copy(dst, src);
     crc.finish()

@@ -106,6 +106,23 @@ impl Kernels {
         unsafe { (self.table.end_of_differences)(a, b) }.checked_sub(1)
     }
 
+    /// Whether a target of so many bytes is better written past the caches.
+    pub(crate) fn passes_caches(len: usize) -> bool {
+        len >= STREAM_BYTES
+    }
+
+    /// `dst = src`; with stores that pass the caches, or not.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[inline]
+    pub(crate) fn copy(&self, dst: &mut [u8], src: &[u8], past_caches: bool) {
+        assert_eq!(dst.len(), src.len(), "a copy is as long as what it copies");
+        let copy = if past_caches { self.table.copy_stream } else { self.table.copy_into };
+        // SAFETY: `at` has seen to it that the processor has this level; the lengths are equal.
+        unsafe { copy(dst, src) }
+    }
+
     /// `dst = a ^ b`. Where they are larger than the caches, `dst` is written past them.
     ///
     /// # Panics
@@ -115,7 +132,7 @@ impl Kernels {
         assert!(dst.len() == a.len() && a.len() == b.len(), "buffers of a delta have one length");
         // SAFETY: `at` has seen to it that the processor has this level; the lengths are equal.
         unsafe {
-            if dst.len() >= STREAM_BYTES {
+            if Self::passes_caches(dst.len()) {
                 (self.table.xor_stream)(dst, a, b);
             } else {
                 (self.table.xor_into)(dst, a, b);
@@ -146,7 +163,7 @@ impl Kernels {
         let aligned = dst.as_ptr().addr().is_multiple_of(LINE_BYTES);
         // SAFETY: as in `xor_into`; the bitmap is long enough; a streamed `dst` is aligned.
         unsafe {
-            if dst.len() >= STREAM_BYTES && aligned {
+            if Self::passes_caches(dst.len()) && aligned {
                 (self.table.xor_stream_lines)(dst, a, b, lines);
             } else {
                 (self.table.xor_into_lines)(dst, a, b, lines);

@@ -4,7 +4,8 @@
 //! call ([`level()`]); the environment variable `VELO_SIMD` (`scalar`, `sse`, `avx2`, `avx512`) forces one. Processors other than
 //! x86-64 use `scalar`. No kernel needs any alignment, reads or writes outside its slices, or allocates, unless it says so.
 //!
-//! Where a well-kept crate is as fast, it is used, and there is no kernel here: CRC32C and CRC-32 are those of `crc-fast`, xxHash and XXH3
+//! Where a well-kept crate is as fast, it is used, and there is no kernel here: CRC-32 is that of `crc-fast`, CRC32C that or the one of
+//! `crc32c`, whichever the processor runs faster, xxHash and XXH3
 //! those of `xxhash-rust`, LZ4 that of `lz4_flex`.
 //!
 //! No I/O, and no dependency on the rest of Velo.
@@ -29,7 +30,7 @@ pub use kernels::{
     xor_into, xor_into_lines,
 };
 pub use level::{Level, LevelError, level};
-pub use pack::{MAX_DELTA_BYTES, PackError, apply, pack, packed_len, unpack};
+pub use pack::{MAX_DELTA_BYTES, PackError, Packer, apply, pack, packed_len, unpack};
 /// XXH3 with 64 bits, of `xxhash-rust`: fast and not cryptographic.
 pub use xxhash_rust::xxh3::xxh3_64;
 /// xxHash with 32 bits, of `xxhash-rust`.

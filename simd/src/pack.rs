@@ -22,6 +22,9 @@ const LZ4: u8 = 2;
 const WORTH: usize = 4;
 /// Runs shorter than this are not compressed.
 const LZ4_FROM: usize = 64;
+/// How many parts of long runs are tried, and of how many bytes.
+const SAMPLES: usize = 8;
+const SAMPLE_BYTES: usize = 1024;
 
 /// Why bytes are not a packed delta that can be used here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,27 +57,63 @@ pub enum PackError {
 /// # Panics
 /// If it is longer than [`MAX_DELTA_BYTES`].
 pub fn pack(delta: &[u8]) -> Vec<u8> {
-    assert!(delta.len() <= MAX_DELTA_BYTES, "a delta to pack has at most {MAX_DELTA_BYTES} bytes");
-    let runs = encode_runs(delta);
-    let mut packed = Vec::with_capacity(16 + runs.len());
-    if runs.len() >= LZ4_FROM {
-        packed.push(LZ4);
-        put(&mut packed, delta.len());
-        put(&mut packed, runs.len());
-        let head = packed.len();
-        packed.resize(head + lz4_flex::block::get_maximum_output_size(runs.len()), 0);
-        if let Ok(compressed) = lz4_flex::block::compress_into(&runs, &mut packed[head..])
-            && compressed < runs.len() - runs.len() / 16
-        {
-            packed.truncate(head + compressed);
-            return packed;
-        }
-        packed.clear();
-    }
-    packed.push(RUNS);
-    put(&mut packed, delta.len());
-    packed.extend_from_slice(&runs);
+    let mut packed = Vec::new();
+    Packer::default().pack(delta, &mut packed);
     packed
+}
+
+/// Packs many deltas one after the other, in memory that it keeps.
+#[derive(Debug, Default)]
+pub struct Packer {
+    compressed: Vec<u8>,
+}
+
+impl Packer {
+    /// Appends to `to` what [`pack`] gives for `delta`.
+    ///
+    /// # Panics
+    /// If it is longer than [`MAX_DELTA_BYTES`].
+    pub fn pack(&mut self, delta: &[u8], to: &mut Vec<u8>) {
+        assert!(delta.len() <= MAX_DELTA_BYTES, "a delta to pack has at most {MAX_DELTA_BYTES} bytes");
+        let start = to.len();
+        to.push(RUNS);
+        put(to, delta.len());
+        let head = to.len();
+        encode_runs(delta, to);
+        let runs = &to[head..];
+        if runs.len() < LZ4_FROM || !may_compress(runs) {
+            return;
+        }
+        let most = lz4_flex::block::get_maximum_output_size(runs.len());
+        if self.compressed.len() < most {
+            self.compressed.resize(most, 0);
+        }
+        let len = runs.len();
+        if let Ok(compressed) = lz4_flex::block::compress_into(runs, &mut self.compressed)
+            && compressed < len - len / 16
+        {
+            to.truncate(start);
+            to.push(LZ4);
+            put(to, delta.len());
+            put(to, len);
+            to.extend_from_slice(&self.compressed[..compressed]);
+        }
+    }
+}
+
+/// Whether LZ4 may pay, by parts of what it would compress: whole pages of new content are often compressed already, or encrypted, and
+/// to try all of that costs more than everything else here.
+fn may_compress(runs: &[u8]) -> bool {
+    if runs.len() <= 2 * SAMPLES * SAMPLE_BYTES {
+        return true;
+    }
+    let mut room = [0; lz4_flex::block::get_maximum_output_size(SAMPLE_BYTES)];
+    let step = runs.len() / SAMPLES;
+    runs.chunks_exact(step).any(|part| {
+        let sample = &part[(step - SAMPLE_BYTES) / 2..][..SAMPLE_BYTES];
+        lz4_flex::block::compress_into(sample, &mut room)
+            .is_ok_and(|len| len < SAMPLE_BYTES - SAMPLE_BYTES / 16)
+    })
 }
 
 /// The length of the delta that `packed` declares, for who wants to decide before unpacking. Nothing else is checked.
@@ -167,23 +206,21 @@ impl<'a> Header<'a> {
     }
 }
 
-fn encode_runs(delta: &[u8]) -> Vec<u8> {
+fn encode_runs(delta: &[u8], runs: &mut Vec<u8>) {
     let kernels = kernels();
-    let mut runs = Vec::new();
     let mut at = 0;
     while at < delta.len() {
         let zeros = kernels.leading_zeros(&delta[at..]);
-        put(&mut runs, zeros);
+        put(runs, zeros);
         at += zeros;
         if at == delta.len() {
             break;
         }
         let literal = kernels.find_zero_run(&delta[at..], WORTH);
-        put(&mut runs, literal);
+        put(runs, literal);
         runs.extend_from_slice(&delta[at..at + literal]);
         at += literal;
     }
-    runs
 }
 
 fn check_runs(runs: &[u8], len: usize) -> Result<(), PackError> {

@@ -60,6 +60,8 @@ kernels! {
     fn scan::first_difference(a: &[u8], b: &[u8]) -> usize;
     fn scan::end_of_differences(a: &[u8], b: &[u8]) -> usize;
     fn scan::find_zero_run(bytes: &[u8], run: usize) -> usize;
+    fn delta::copy_into(dst: &mut [u8], src: &[u8]);
+    fn delta::copy_stream(dst: &mut [u8], src: &[u8]);
     fn delta::xor_into(dst: &mut [u8], a: &[u8], b: &[u8]);
     fn delta::xor_in_place(dst: &mut [u8], b: &[u8]);
     fn delta::xor_stream(dst: &mut [u8], a: &[u8], b: &[u8]);

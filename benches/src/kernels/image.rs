@@ -11,8 +11,10 @@ use super::{Buffers, Effort, LARGEST, gb_per_s, read_both};
 use crate::report::{Bars, Report};
 
 const PAGE: usize = 4096;
-/// What a thread compares at once: its bitmap of pages is one cache line.
+/// What a thread packs at once.
 const STEP: usize = 512 * PAGE;
+/// What it compares before it goes back for what differs, which is still in the second cache then: a word of the bitmap.
+const LOOK: usize = 64 * PAGE;
 
 /// Every twentieth page differs, at random; half of those in fewer than 64 bytes.
 fn make_dirty(image: &mut [u8]) {
@@ -31,35 +33,51 @@ fn make_dirty(image: &mut [u8]) {
     }
 }
 
-/// The delta of a part: for each run of differing pages its place and length, and its packed XOR.
-fn encode(kernels: Kernels, old: &[u8], new: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut xor = vec![0; STEP];
-    let mut pages = vec![0u64; velo_simd::page_words(STEP)];
-    for (step, (old, new)) in old.chunks(STEP).zip(new.chunks(STEP)).enumerate() {
-        let pages = &mut pages[..velo_simd::page_words(old.len())];
-        if kernels.differing_pages(old, new, pages) == 0 {
-            continue;
+/// What a thread keeps from one image to the next.
+#[derive(Default)]
+struct Encoder {
+    xor: Vec<u8>,
+    numbers: Vec<u16>,
+    packer: velo_simd::Packer,
+    packed: Vec<u8>,
+    out: Vec<u8>,
+}
+
+impl Encoder {
+    /// The delta of a part: for each step the pages that differ, and their packed XOR.
+    fn encode(&mut self, kernels: Kernels, old: &[u8], new: &[u8]) -> &[u8] {
+        let Self { xor, numbers, packer, packed, out } = self;
+        xor.resize(STEP, 0);
+        out.clear();
+        for (step, (old, new)) in old.chunks(STEP).zip(new.chunks(STEP)).enumerate() {
+            let mut filled = 0;
+            numbers.clear();
+            for (look, (old, new)) in old.chunks(LOOK).zip(new.chunks(LOOK)).enumerate() {
+                let mut pages = [0];
+                kernels.differing_pages(old, new, &mut pages);
+                while pages[0] != 0 {
+                    let page = pages[0].trailing_zeros() as usize;
+                    pages[0] &= pages[0] - 1;
+                    let range = page * PAGE..old.len().min((page + 1) * PAGE);
+                    let len = range.len();
+                    kernels.xor_into(&mut xor[filled..filled + len], &old[range.clone()], &new[range]);
+                    filled += len;
+                    numbers.push((look * LOOK / PAGE + page) as u16);
+                }
+            }
+            if numbers.is_empty() {
+                continue;
+            }
+            out.extend_from_slice(&(step as u32).to_le_bytes());
+            out.extend_from_slice(&(numbers.len() as u16).to_le_bytes());
+            numbers.iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+            packed.clear();
+            packer.pack(&xor[..filled], packed);
+            out.extend_from_slice(&(packed.len() as u32).to_le_bytes());
+            out.extend_from_slice(packed);
         }
-        let count = old.len().div_ceil(PAGE);
-        let differs = |page: usize| page < count && pages[page / 64] >> (page % 64) & 1 == 1;
-        let mut filled = 0;
-        let mut numbers = Vec::new();
-        for page in (0..count).filter(|page| differs(*page)) {
-            let range = page * PAGE..old.len().min((page + 1) * PAGE);
-            let len = range.len();
-            kernels.xor_into(&mut xor[filled..filled + len], &old[range.clone()], &new[range]);
-            filled += len;
-            numbers.push(page as u16);
-        }
-        out.extend_from_slice(&(step as u32).to_le_bytes());
-        out.extend_from_slice(&(numbers.len() as u16).to_le_bytes());
-        numbers.iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
-        let packed = velo_simd::pack(&xor[..filled]);
-        out.extend_from_slice(&(packed.len() as u32).to_le_bytes());
-        out.extend_from_slice(&packed);
+        out
     }
-    out
 }
 
 /// Undoes [`encode`], to see that nothing is missing.
@@ -85,13 +103,20 @@ fn decode(encoded: &[u8], image: &mut [u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn on_two_threads<T: Send>(old: &[u8], new: &[u8], part: impl Fn(&[u8], &[u8]) -> T + Sync) -> Vec<T> {
+/// Halves of two images, each on a thread with what it keeps.
+fn on_two_threads<S: Send>(
+    states: &mut [S; 2],
+    old: &[u8],
+    new: &[u8],
+    part: impl Fn(&mut S, &[u8], &[u8]) + Sync,
+) {
     let half = old.len() / 2;
+    let [first, second] = states;
+    let part = &part;
     thread::scope(|scope| {
-        let other = scope.spawn(|| part(&old[half..], &new[half..]));
-        let first = part(&old[..half], &new[..half]);
-        vec![first, other.join().expect("no panic")]
-    })
+        scope.spawn(move || part(second, &old[half..], &new[half..]));
+        part(first, &old[..half], &new[..half]);
+    });
 }
 
 /// Bytes that QEMU's XBZRLE (`docs/devel/migration`) makes of a page: lengths of equal and of new bytes as LEB128, and the new
@@ -125,15 +150,20 @@ pub(super) fn measure(
     let Buffers { a: old, b: new, .. } = buffers;
     new.copy_from_slice(old);
     make_dirty(new);
-    let encoded = on_two_threads(old, new, |old, new| encode(kernels, old, new));
+    let mut encoders = [Encoder::default(), Encoder::default()];
+    let encode = |encoder: &mut Encoder, old: &[u8], new: &[u8]| {
+        black_box(encoder.encode(kernels, old, new));
+    };
+    on_two_threads(&mut encoders, old, new, encode);
+    let encoded = encoders.each_ref().map(|encoder| &encoder.out);
     let mut back = old.to_vec();
     let (first, second) = back.split_at_mut(LARGEST / 2);
-    decode(&encoded[0], first)?;
-    decode(&encoded[1], second)?;
+    decode(encoded[0], first)?;
+    decode(encoded[1], second)?;
     ensure!(back == new[..], "the delta does not give the new image");
     drop(back);
 
-    let encoded_bytes: usize = encoded.iter().map(Vec::len).sum();
+    let encoded_bytes: usize = encoded.iter().map(|encoded| encoded.len()).sum();
     let xbzrle: usize = old
         .chunks(PAGE)
         .zip(new.chunks(PAGE))
@@ -141,16 +171,13 @@ pub(super) fn measure(
         .map(|(old, new)| xbzrle_bytes(old, new))
         .sum();
     let taken = effort.race(&mut [
-        (
-            "encode",
-            Box::new(|| {
-                black_box(on_two_threads(old, new, |old, new| encode(kernels, old, new)));
-            }),
-        ),
+        ("encode", Box::new(|| on_two_threads(&mut encoders, old, new, encode)) as Box<dyn FnMut()>),
         (
             "read",
             Box::new(|| {
-                black_box(on_two_threads(old, new, read_both));
+                on_two_threads(&mut [(), ()], old, new, |(), old, new| {
+                    black_box(read_both(old, new));
+                });
             }),
         ),
     ]);
