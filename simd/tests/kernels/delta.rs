@@ -20,6 +20,12 @@ pub fn check(kernels: Kernels, dst: &mut [u8], a: &[u8], b: &[u8]) {
     let pages = bitmap(a, b, 4096, page_words(a.len()));
     let rubbish = || vec![0xdead_beef_dead_beef; lines.len()];
 
+    for past_caches in [false, true] {
+        dst.fill(0x5a);
+        kernels.copy(dst, a, past_caches);
+        assert!(dst == a, "copy {what:?}");
+    }
+
     dst.fill(0x5a);
     kernels.xor_into(dst, a, b);
     assert!(dst == xor, "xor_into {what:?}");
