@@ -1,13 +1,13 @@
 //! `velo put`: a file or a directory goes into this node's store, where it is pinned.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use velo_control::client::{OriginPut, OriginPutReply, RefPut, RefView, StatusView};
 use velo_control::refs::RefName;
 
-use crate::control::path_of;
+use crate::control::{Control, path_of};
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::node::Node;
@@ -54,10 +54,10 @@ impl Put {
         let seconds = begun.elapsed().as_secs_f64();
 
         let (mut origin, mut name) = (None, None);
-        if let (true, Some(control)) = (self.origin, &control) {
+        if self.origin {
             progress.phase("to origin");
             let put = OriginPut { id: done.id.to_string() };
-            origin = Some(control.post_long::<OriginPutReply>("/v1/origin/put", &put)?);
+            origin = Some(to_origin(node.control()?, put, &interrupt)?);
         }
         if let (Some(given), Some(control)) = (&self.name, &control) {
             let put = RefPut { id: done.id.to_string(), expect: None };
@@ -90,4 +90,14 @@ impl Put {
         node.output.note(note);
         node.output.answer(&answer, || done.id.to_string())
     }
+}
+
+/// Has control copy it to the origin, which ends when this program does.
+fn to_origin(control: Control, put: OriginPut, interrupt: &Interrupt) -> anyhow::Result<OriginPutReply> {
+    let answer = std::thread::spawn(move || control.post_long("/v1/origin/put", &put));
+    while !answer.is_finished() {
+        interrupt.check()?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    answer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
