@@ -80,7 +80,7 @@ impl Encoder {
     }
 }
 
-/// Undoes [`encode`], to see that nothing is missing.
+/// Undoes [`Encoder::encode`], to see that nothing is missing.
 fn decode(encoded: &[u8], image: &mut [u8]) -> anyhow::Result<()> {
     let mut rest = encoded;
     let mut take = |len: usize| {
