@@ -350,19 +350,7 @@ mod tests {
     }
 
     fn waiting(missing: &[BlobId]) -> JobStatus {
-        JobStatus {
-            job: 1,
-            roots: Vec::new(),
-            state: JobState::Waiting,
-            total_bytes: 0,
-            done_bytes: 0,
-            received_bytes: 0,
-            bad_pieces: 0,
-            duplicate_pieces: 0,
-            elapsed_ms: 0,
-            sources: Vec::new(),
-            missing: missing.to_vec(),
-        }
+        JobStatus::begun(1, Vec::new(), JobState::Waiting, missing.to_vec())
     }
 
     #[test]

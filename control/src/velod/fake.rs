@@ -159,19 +159,8 @@ impl Fake {
                     .map(|root| root.blob)
                     .filter(|blob| !state.blobs.contains_key(blob))
                     .collect();
-                let status = JobStatus {
-                    job,
-                    roots,
-                    state: if missing.is_empty() { JobState::Complete } else { JobState::Waiting },
-                    total_bytes: 0,
-                    done_bytes: 0,
-                    received_bytes: 0,
-                    bad_pieces: 0,
-                    duplicate_pieces: 0,
-                    elapsed_ms: 0,
-                    sources: Vec::new(),
-                    missing,
-                };
+                let begun = if missing.is_empty() { JobState::Complete } else { JobState::Waiting };
+                let status = JobStatus::begun(job, roots, begun, missing);
                 state.jobs.insert(job, status);
                 state.sources.insert(job, sources.into_iter().collect());
                 Response::Job(job)

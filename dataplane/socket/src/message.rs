@@ -380,6 +380,25 @@ pub struct JobStatus {
     pub missing: Vec<BlobId>,
 }
 
+impl JobStatus {
+    /// A job of which nothing has come yet.
+    pub fn begun(job: JobId, roots: Vec<ObjectId>, state: JobState, missing: Vec<BlobId>) -> Self {
+        Self {
+            job,
+            roots,
+            state,
+            total_bytes: 0,
+            done_bytes: 0,
+            received_bytes: 0,
+            bad_pieces: 0,
+            duplicate_pieces: 0,
+            elapsed_ms: 0,
+            sources: Vec::new(),
+            missing,
+        }
+    }
+}
+
 /// A member as velod needs to know it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {

@@ -33,19 +33,7 @@ fn served(mut answer: impl FnMut(Request, &mut Connection) + Send + 'static) -> 
 }
 
 fn status(job: u64, state: JobState) -> JobStatus {
-    JobStatus {
-        job,
-        roots: Vec::new(),
-        state,
-        total_bytes: 0,
-        done_bytes: 0,
-        received_bytes: 0,
-        bad_pieces: 0,
-        duplicate_pieces: 0,
-        elapsed_ms: 0,
-        sources: Vec::new(),
-        missing: Vec::new(),
-    }
+    JobStatus::begun(job, Vec::new(), state, Vec::new())
 }
 
 #[test]

@@ -119,19 +119,9 @@ impl EngineHandle {
             return Err(error(ErrorCode::Limit, message));
         }
         let job = self.shared.next_job.fetch_add(1, Ordering::Relaxed);
-        self.shared.board.post(JobStatus {
-            job,
-            roots: request.roots.clone(),
-            state: JobState::Running,
-            total_bytes: 0,
-            done_bytes: 0,
-            received_bytes: 0,
-            bad_pieces: 0,
-            duplicate_pieces: 0,
-            elapsed_ms: 0,
-            sources: Vec::new(),
-            missing: request.roots.iter().take(64).map(|root| root.blob).collect(),
-        });
+        let missing = request.roots.iter().take(64).map(|root| root.blob).collect();
+        let status = JobStatus::begun(job, request.roots.clone(), JobState::Running, missing);
+        self.shared.board.post(status);
         if !self.shared.inbox.push(Input::Pull(job, Box::new(request))) {
             self.shared.board.remove(job);
             return Err(stopping());
