@@ -10,7 +10,9 @@ use velo_object::{
     BlobId, Expected, Named, ObjectId, ObjectKind, Outboard, OutboardBuilder, Pieces, Verified,
     chaining_value,
 };
-use velo_store::{Durability, Ingested, Recovery, Served, ServedContent, Store, StoreOptions, What};
+use velo_store::{
+    Durability, Ingested, Recovery, Served, ServedContent, StageKind, Store, StoreOptions, What,
+};
 
 pub fn tempdir() -> TempDir {
     tempfile::tempdir().expect("a directory")
@@ -107,4 +109,16 @@ pub fn read(store: &Store, id: &BlobId) -> Vec<u8> {
     opened.file.read_exact_at(&mut bytes, opened.offset_bytes).expect("there");
     assert_eq!(served, bytes);
     bytes
+}
+
+/// Receives a whole content.
+pub fn stage_all(store: &Store, content: &[u8], kind: StageKind) -> BlobId {
+    let id = BlobId::of(content);
+    let outboard = outboard_of(content);
+    let staging = store.stage(id, content.len() as u64, outboard.clone(), None, kind).expect("room");
+    for index in 0..staging.have().len() {
+        assert!(staging.write(&piece(content, outboard.as_ref(), index)).expect("room"));
+    }
+    staging.commit().expect("room");
+    id
 }
