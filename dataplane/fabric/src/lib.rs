@@ -8,6 +8,7 @@
 #![deny(unsafe_code)]
 
 mod fabric;
+pub mod packet;
 pub mod pool;
 pub mod ring;
 pub mod tcp;

@@ -1,0 +1,7 @@
+//! The packet fabric: one receiver-driven protocol ([`protocol`]) over interchangeable [`port`]s.
+//!
+//! The protocol is a state machine without socket and clock; a port moves datagrams and knows nothing above UDP.
+
+pub mod limits;
+pub mod port;
+pub mod protocol;
