@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod fabric;
 mod limits;
 mod load;
 mod nearest;
@@ -18,9 +19,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use error::{ConfigError, Place};
+pub use fabric::{Dpdk, Fabric, Fabrics, Subnet, Udp, Xdp};
 pub use load::default_file;
 pub use paths::Paths;
-pub use value::{Bytes, Count, Durability, LogFormat, Pin, Poll};
+pub use value::{Bytes, Count, Durability, LogFormat, Pin, Poll, Rate};
 
 /// The commented default file.
 pub const DEFAULT_FILE: &str = include_str!("../velo.toml");
@@ -33,6 +35,8 @@ pub struct Config {
     pub node: Node,
     /// Traffic between nodes.
     pub net: Net,
+    /// The ways of moving pieces.
+    pub fabric: Fabrics,
     /// Membership.
     pub gossip: Gossip,
     /// The local HTTP interface.
@@ -77,6 +81,11 @@ pub struct Net {
     pub advertise: Vec<SocketAddr>,
     /// Whether content may travel in the clear.
     pub trusted: bool,
+    /// How content is moved, best first. TCP is the last resort also where it is not named; what comes after it is used only with
+    /// peers that prefer it.
+    pub fabrics: Vec<Fabric>,
+    /// The rate at which this node receives at most over the packet fabrics; 0 for that of the device.
+    pub line_rate: Rate,
     /// Data streams to one peer.
     pub streams_per_peer: u16,
     /// A peer that sends nothing for this long while reads are outstanding is dropped.
@@ -91,6 +100,8 @@ impl Default for Net {
             listen: vec![any(7440)],
             advertise: Vec::new(),
             trusted: false,
+            fabrics: vec![Fabric::Dpdk, Fabric::Xdp, Fabric::Udp, Fabric::Tcp],
+            line_rate: Rate(0),
             streams_per_peer: 4,
             stall_timeout_ms: 2000,
             max_sessions: 4096,
@@ -106,7 +117,7 @@ pub struct Gossip {
     #[serde(deserialize_with = "value::address")]
     pub listen: SocketAddr,
     /// What other nodes are told to send to; none for the listened-on port on this host's addresses.
-    #[serde(with = "value::optional_address")]
+    #[serde(with = "value::optional")]
     pub advertise: Option<SocketAddr>,
 }
 
@@ -210,6 +221,15 @@ impl Config {
     /// The configured capacity of the store in bytes, or none for what the disk has.
     pub fn capacity_bytes(&self) -> Option<u64> {
         (self.store.capacity.0 != 0).then_some(self.store.capacity.0)
+    }
+
+    /// The fabrics that are used, best first: those of `net.fabrics`, and TCP.
+    pub fn fabrics(&self) -> Vec<Fabric> {
+        let mut fabrics = self.net.fabrics.clone();
+        if !fabrics.contains(&Fabric::Tcp) {
+            fabrics.push(Fabric::Tcp);
+        }
+        fabrics
     }
 
     /// The origin's URL, if there is one.

@@ -3,14 +3,21 @@
 use std::ops::RangeInclusive;
 
 use crate::load::Places;
-use crate::{Bytes, Config, ConfigError, Count};
+use crate::{Bytes, Config, ConfigError, Count, Rate};
 
 const NAME_BYTES: usize = 64;
 const LISTEN_MAX: usize = 16;
+const LINE_RATE_MIN: Rate = Rate(1_000_000);
+const LINE_RATE_MAX: Rate = Rate(10_000_000_000_000);
+/// A path's number has 8 bits for its worker.
+const PACKET_WORKERS_MAX: u64 = 64;
+/// IFNAMSIZ without the zero at the end.
+const INTERFACE_BYTES: usize = 15;
+const EAL_MAX: usize = 64;
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 pub(crate) fn check(config: &Config, places: &Places) -> Result<(), ConfigError> {
-    let Config { node, net, http: _, gossip, store, dataplane, origin, log } = config;
+    let Config { node, net, fabric, http: _, gossip, store, dataplane, origin, log } = config;
     let fail = |key: &'static str, must: String, is: String| {
         Err(ConfigError::Limit { key, must, is, place: places.of(key) })
     };
@@ -49,10 +56,49 @@ pub(crate) fn check(config: &Config, places: &Places) -> Result<(), ConfigError>
     }
     for (key, address) in (net.advertise.iter().map(|a| ("net.advertise", a)))
         .chain(gossip.advertise.iter().map(|a| ("gossip.advertise", a)))
+        .chain(fabric.udp.advertise.iter().map(|a| ("fabric.udp.advertise", a)))
     {
         if address.ip().is_unspecified() || address.port() == 0 {
             return fail(key, "an address and port that others can reach".into(), address.to_string());
         }
+    }
+    for (at, named) in net.fabrics.iter().enumerate() {
+        if net.fabrics[..at].contains(named) {
+            return fail(
+                "net.fabrics",
+                "a list of different fabrics".into(),
+                format!("with `{named}` twice"),
+            );
+        }
+    }
+    let line_rate = net.line_rate;
+    if line_rate.0 != 0 && !(LINE_RATE_MIN..=LINE_RATE_MAX).contains(&line_rate) {
+        let must = format!("0 or between {LINE_RATE_MIN} and {LINE_RATE_MAX}");
+        return fail("net.line_rate", must, line_rate.to_string());
+    }
+    count("fabric.udp.workers", fabric.udp.workers, 1..=PACKET_WORKERS_MAX)?;
+    within("fabric.udp.busy_poll_us", fabric.udp.busy_poll_us.into(), 0..=10_000)?;
+    if fabric.xdp.interface.len() > INTERFACE_BYTES {
+        let must = format!("the name of an interface: at most {INTERFACE_BYTES} bytes");
+        return fail("fabric.xdp.interface", must, format!("{:?}", fabric.xdp.interface));
+    }
+    count("fabric.xdp.queues", fabric.xdp.queues, 1..=PACKET_WORKERS_MAX)?;
+    within("fabric.xdp.port", fabric.xdp.port.into(), 1..=65_535)?;
+    count("fabric.dpdk.queues", fabric.dpdk.queues, 1..=PACKET_WORKERS_MAX)?;
+    within("fabric.dpdk.port", fabric.dpdk.port.into(), 1..=65_535)?;
+    if fabric.dpdk.eal.len() > EAL_MAX || fabric.dpdk.eal.iter().any(|word| word.contains('\0')) {
+        let must = format!("at most {EAL_MAX} words without zero bytes");
+        return fail("fabric.dpdk.eal", must, format!("{} words", fabric.dpdk.eal.len()));
+    }
+    if !fabric.dpdk.device.is_empty() && fabric.dpdk.address.is_none() {
+        let must = "this node's address on the network of `fabric.dpdk.device`".into();
+        return fail("fabric.dpdk.address", must, "empty".into());
+    }
+    if let (Some(own), Some(gateway)) = (fabric.dpdk.address, fabric.dpdk.gateway)
+        && own.address.is_ipv4() != gateway.is_ipv4()
+    {
+        let must = format!("of the same kind as the address {own}");
+        return fail("fabric.dpdk.gateway", must, gateway.to_string());
     }
     within("net.streams_per_peer", net.streams_per_peer.into(), 1..=64)?;
     within("net.stall_timeout_ms", net.stall_timeout_ms, 100..=600_000)?;

@@ -1,7 +1,7 @@
 //! Merges defaults, file, environment and flags into a [`Config`], remembering where each value came from.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
@@ -42,8 +42,7 @@ impl Config {
         }
         merge.environment(&env)?;
         for (key, value) in overrides {
-            let (section, name) = merge.known(key, &Place::Flag)?;
-            merge.text(&section, &name, value, Place::Flag)?;
+            merge.text(key, value, Place::Flag)?;
         }
         let mut config = merge.finish()?;
         if config.node.data_dir.as_os_str().is_empty() {
@@ -97,8 +96,10 @@ fn read(path: &Path) -> Result<String, ConfigError> {
 }
 
 struct Merge {
-    /// All keys, with the defaults: what is known comes from the types themselves.
-    defaults: Table,
+    /// All keys by their dotted names, with the defaults: what is known comes from the types themselves.
+    defaults: BTreeMap<String, Value>,
+    /// The dotted names of all sections.
+    sections: BTreeSet<String>,
     /// What was given.
     given: Table,
     places: Places,
@@ -106,8 +107,10 @@ struct Merge {
 
 impl Merge {
     fn new() -> Self {
-        let defaults = Table::try_from(Config::default()).expect("the defaults can be written as TOML");
-        Self { defaults, given: Table::new(), places: Places::default() }
+        let table = Table::try_from(Config::default()).expect("the defaults can be written as TOML");
+        let (mut defaults, mut sections) = (BTreeMap::new(), BTreeSet::new());
+        flatten("", table, &mut defaults, &mut sections);
+        Self { defaults, sections, given: Table::new(), places: Places::default() }
     }
 
     fn file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
@@ -119,17 +122,31 @@ impl Merge {
             place: place(error.span().unwrap_or(0..0)),
             message: error.message().to_owned(),
         })?;
-        for (section, body) in table.into_inner() {
-            let at = place(section.span());
-            let section = self.section(section.get_ref(), &at)?;
-            let DeValue::Table(body) = body.into_inner() else {
-                let message = format!("this is a section: write [{section}] and its keys below");
-                return Err(ConfigError::Value { key: section, message, place: at });
-            };
-            for (key, value) in body {
-                let at = place(key.span());
-                let name = self.key(&section, key.get_ref(), &at)?;
-                self.value(&section, &name, plain(value), at)?;
+        self.section("", table.into_inner(), &place)
+    }
+
+    /// Takes what a file says of one section, and of those in it.
+    fn section(
+        &mut self,
+        section: &str,
+        body: DeTable<'_>,
+        place: &impl Fn(std::ops::Range<usize>) -> Place,
+    ) -> Result<(), ConfigError> {
+        for (name, value) in body {
+            let at = place(name.span());
+            let key = dotted(section, name.get_ref());
+            match value.get_ref() {
+                _ if self.defaults.contains_key(&key) => self.value(&key, plain(value), at)?,
+                _ if !self.sections.contains(&key) => return Err(self.unknown(&key, at)),
+                DeValue::Table(_) => {
+                    if let DeValue::Table(body) = value.into_inner() {
+                        self.section(&key, body, place)?;
+                    }
+                }
+                _ => {
+                    let message = format!("this is a section: write [{key}] and its keys below");
+                    return Err(ConfigError::Value { key, message, place: at });
+                }
             }
         }
         Ok(())
@@ -138,82 +155,51 @@ impl Merge {
     fn environment(&mut self, env: &BTreeMap<String, String>) -> Result<(), ConfigError> {
         for (name, value) in env {
             let Some(rest) = name.strip_prefix("VELO_") else { continue };
-            let Some((section, key)) = rest.split_once('_') else { continue };
-            let (section, key) = (section.to_ascii_lowercase(), key.to_ascii_lowercase());
+            let rest = rest.to_ascii_lowercase();
             let place = Place::Environment(name.clone());
-            if !self.defaults.contains_key(&section) {
-                let known = |body: &Value| body.as_table().is_some_and(|body| body.contains_key(&key));
-                if self.defaults.values().any(known) {
-                    self.section(&section, &place)?; // a key of ours under a section that is none
-                }
-                continue; // another program's, or a variable that only a flag reads
+            let known = self.defaults.keys().find(|key| key.replace('.', "_") == rest).cloned();
+            if let Some(key) = known {
+                self.text(&key, value, place)?;
+                continue;
             }
-            let key = self.key(&section, &key, &place)?;
-            self.text(&section, &key, value, place)?;
+            let within = |section: &&String| {
+                rest.strip_prefix(&section.replace('.', "_")).is_some_and(|key| key.starts_with('_'))
+            };
+            if let Some(section) = self.sections.iter().filter(within).max_by_key(|section| section.len()) {
+                return Err(self.unknown(&dotted(section, &rest[section.len() + 1..]), place));
+            }
+            // A key of ours under a section that is none; otherwise another program's, or a variable that only a flag reads.
+            if let Some((section, key)) = rest.split_once('_')
+                && self.defaults.keys().any(|known| known.ends_with(&format!(".{key}")))
+            {
+                return Err(self.unknown(section, place));
+            }
         }
         Ok(())
     }
 
-    /// Splits `section.key` and checks that both are known.
-    fn known(&self, dotted: &str, place: &Place) -> Result<(String, String), ConfigError> {
-        let Some((section, key)) = dotted.split_once('.') else {
-            let all = self.all_keys();
-            let near = nearest(dotted, all.iter().map(String::as_str)).unwrap_or_default().to_owned();
-            return Err(ConfigError::UnknownKey { key: dotted.into(), nearest: near, place: place.clone() });
+    /// The error for a section or key that does not exist. What is nearest may be the same key in another section.
+    fn unknown(&self, name: &str, place: Place) -> ConfigError {
+        let (section, key) = name.rsplit_once('.').unwrap_or(("", name));
+        let mut all = self.defaults.keys().chain(&self.sections);
+        let elsewhere = all.find(|known| known.ends_with(&format!(".{key}")));
+        let beside = || {
+            let all = self.defaults.keys().chain(&self.sections);
+            let keys = all.filter_map(|known| match section {
+                "" => (!known.contains('.')).then_some(known.as_str()),
+                _ => known.strip_prefix(section)?.strip_prefix('.'),
+            });
+            dotted(section, nearest(key, keys).unwrap_or_default())
         };
-        let section = self.section(section, place)?;
-        let key = self.key(&section, key, place)?;
-        Ok((section, key))
-    }
-
-    fn all_keys(&self) -> Vec<String> {
-        let keys = |(section, body): (&String, &Value)| {
-            let names: Vec<String> = body.as_table().into_iter().flat_map(|t| t.keys().cloned()).collect();
-            names.into_iter().map(|key| format!("{section}.{key}")).collect::<Vec<_>>()
-        };
-        self.defaults.iter().flat_map(keys).collect()
-    }
-
-    fn section(&self, name: &str, place: &Place) -> Result<String, ConfigError> {
-        if self.defaults.contains_key(name) {
-            return Ok(name.to_owned());
-        }
-        // A key without its section is nearer to `net.listen` than to any section.
-        let all = self.all_keys();
-        let bare = all.iter().find(|dotted| dotted.split_once('.').is_some_and(|(_, key)| key == name));
-        let near = match bare {
-            Some(dotted) => dotted.clone(),
-            None => nearest(name, self.defaults.keys().map(String::as_str)).unwrap_or_default().to_owned(),
-        };
-        Err(ConfigError::UnknownKey { key: name.into(), nearest: near, place: place.clone() })
-    }
-
-    fn key(&self, section: &str, name: &str, place: &Place) -> Result<String, ConfigError> {
-        let known = self.defaults[section].as_table().expect("every section is a table");
-        if known.contains_key(name) {
-            return Ok(name.to_owned());
-        }
-        let dotted = format!("{section}.{name}");
-        let all = self.all_keys();
-        // The key may be right and the section wrong.
-        let elsewhere = all.iter().find(|k| k.ends_with(&format!(".{name}")));
-        let near = match elsewhere {
-            Some(dotted) => dotted.clone(),
-            None => {
-                format!("{section}.{}", nearest(name, known.keys().map(String::as_str)).unwrap_or_default())
-            }
-        };
-        Err(ConfigError::UnknownKey { key: dotted, nearest: near, place: place.clone() })
+        let near = elsewhere.cloned().unwrap_or_else(beside);
+        ConfigError::UnknownKey { key: name.to_owned(), nearest: near, place }
     }
 
     /// A value given as text: it has the type that the key's default has.
-    fn text(&mut self, section: &str, key: &str, text: &str, place: Place) -> Result<(), ConfigError> {
-        let bad = |message: String| ConfigError::Value {
-            key: format!("{section}.{key}"),
-            message,
-            place: place.clone(),
-        };
-        let value = match &self.defaults[section][key] {
+    fn text(&mut self, key: &str, text: &str, place: Place) -> Result<(), ConfigError> {
+        let Some(default) = self.defaults.get(key) else { return Err(self.unknown(key, place)) };
+        let bad = |message: String| ConfigError::Value { key: key.into(), message, place: place.clone() };
+        let value = match default {
             Value::Boolean(_) => match text {
                 "true" | "1" | "yes" | "on" => Value::Boolean(true),
                 "false" | "0" | "no" | "off" => Value::Boolean(false),
@@ -228,21 +214,20 @@ impl Merge {
             }
             _ => Value::String(text.to_owned()),
         };
-        self.value(section, key, value, place)
+        self.value(key, value, place)
     }
 
     /// Checks the type of one value by itself, so that an error names exactly it, and takes it.
-    fn value(&mut self, section: &str, key: &str, value: Value, place: Place) -> Result<(), ConfigError> {
-        let one = Table::from_iter([(key.to_owned(), value.clone())]);
-        let whole = Table::from_iter([(section.to_owned(), Value::Table(one))]);
+    fn value(&mut self, key: &str, value: Value, place: Place) -> Result<(), ConfigError> {
+        let mut whole = Table::new();
+        insert(&mut whole, key, value.clone());
         whole.try_into::<Config>().map_err(|error| ConfigError::Value {
-            key: format!("{section}.{key}"),
+            key: key.to_owned(),
             message: error.message().to_owned(),
             place: place.clone(),
         })?;
-        let body = self.given.entry(section).or_insert_with(|| Value::Table(Table::new()));
-        body.as_table_mut().expect("every section is a table").insert(key.to_owned(), value);
-        self.places.0.insert(format!("{section}.{key}"), place);
+        insert(&mut self.given, key, value);
+        self.places.0.insert(key.to_owned(), place);
         Ok(())
     }
 
@@ -253,6 +238,34 @@ impl Merge {
         })?;
         limits::check(&config, &self.places)?;
         Ok(config)
+    }
+}
+
+fn dotted(section: &str, name: &str) -> String {
+    if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") }
+}
+
+fn flatten(section: &str, table: Table, keys: &mut BTreeMap<String, Value>, sections: &mut BTreeSet<String>) {
+    for (name, value) in table {
+        let name = dotted(section, &name);
+        match value {
+            Value::Table(body) => {
+                flatten(&name, body, keys, sections);
+                sections.insert(name);
+            }
+            value => drop(keys.insert(name, value)),
+        }
+    }
+}
+
+/// Puts a value where its dotted name says.
+fn insert(table: &mut Table, key: &str, value: Value) {
+    match key.split_once('.') {
+        None => drop(table.insert(key.to_owned(), value)),
+        Some((section, rest)) => {
+            let body = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+            insert(body.as_table_mut().expect("every section is a table"), rest, value);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The types of single values: sizes, counts, and words from a short list.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use serde::de::{self, Deserializer, Visitor};
@@ -64,6 +64,60 @@ impl Serialize for Bytes {
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         number_or_text(deserializer, "a size such as \"512MiB\"", Self, str::parse)
+    }
+}
+
+/// A rate in bits per second, written `25Gbit/s`, `100 Mbit/s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
+pub struct Rate(pub u64);
+
+const RATES: &[(&str, u64)] = &[
+    ("", 1),
+    ("bit", 1),
+    ("kbit", 1_000),
+    ("mbit", 1_000_000),
+    ("gbit", 1_000_000_000),
+    ("tbit", 1_000_000_000_000),
+];
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad =
+            || format!("`{text}` is not a rate: write a number and bit/s, kbit/s, Mbit/s, Gbit/s or Tbit/s");
+        let trimmed = text.trim();
+        let digits = trimmed.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = trimmed.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| bad())?;
+        let unit = unit.trim().to_ascii_lowercase();
+        let unit = unit.strip_suffix("/s").unwrap_or(&unit);
+        let (_, factor) = RATES.iter().find(|(name, _)| *name == unit).ok_or_else(bad)?;
+        number.checked_mul(*factor).map(Self).ok_or_else(bad)
+    }
+}
+
+impl fmt::Display for Rate {
+    /// Exact: the largest unit that divides the number.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for ((_, factor), name) in RATES[2..].iter().rev().zip(["Tbit/s", "Gbit/s", "Mbit/s", "kbit/s"]) {
+            if self.0 != 0 && self.0.is_multiple_of(*factor) {
+                return write!(f, "{}{name}", self.0 / factor);
+            }
+        }
+        write!(f, "{}", self.0)
+    }
+}
+
+impl Serialize for Rate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        number_or_text(deserializer, "a rate such as \"25Gbit/s\"", Self, str::parse)
     }
 }
 
@@ -198,35 +252,61 @@ pub enum LogFormat {
     Json,
 }
 
-fn address_of<E: serde::de::Error>(text: &str) -> Result<SocketAddr, E> {
+/// An address and port, or what else would be right.
+fn address_of(text: &str) -> Result<SocketAddr, String> {
     let message = "is not an address and port, such as `192.0.2.1:7440` or `[::]:7440`";
-    text.parse().map_err(|_| E::custom(format!("`{text}` {message}")))
+    text.parse().map_err(|_| format!("`{text}` {message}"))
 }
 
 /// An address and port.
 pub(crate) fn address<'de, D: Deserializer<'de>>(d: D) -> Result<SocketAddr, D::Error> {
-    address_of(&String::deserialize(d)?)
+    address_of(&String::deserialize(d)?).map_err(de::Error::custom)
 }
 
 /// A list of them.
 pub(crate) fn addresses<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<SocketAddr>, D::Error> {
-    Vec::<String>::deserialize(d)?.iter().map(|text| address_of(text)).collect()
+    let texts = Vec::<String>::deserialize(d)?;
+    texts.iter().map(|text| address_of(text).map_err(de::Error::custom)).collect()
 }
 
-/// One, or the empty string for none.
-pub(crate) mod optional_address {
+/// What an optional value may be.
+pub(crate) trait OrEmpty: Sized + fmt::Display {
+    /// The value that is written so, or what would be right.
+    fn of(text: &str) -> Result<Self, String>;
+}
+
+impl OrEmpty for SocketAddr {
+    fn of(text: &str) -> Result<Self, String> {
+        address_of(text)
+    }
+}
+
+impl OrEmpty for IpAddr {
+    fn of(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| format!("`{text}` is not an address, such as `192.0.2.1`"))
+    }
+}
+
+impl OrEmpty for crate::Subnet {
+    fn of(text: &str) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// One of these, or the empty string for none.
+pub(crate) mod optional {
     use super::*;
 
-    pub(crate) fn serialize<S: Serializer>(value: &Option<SocketAddr>, s: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<T: OrEmpty, S: Serializer>(value: &Option<T>, s: S) -> Result<S::Ok, S::Error> {
         match value {
-            Some(address) => s.collect_str(address),
+            Some(value) => s.collect_str(value),
             None => s.serialize_str(""),
         }
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<SocketAddr>, D::Error> {
+    pub(crate) fn deserialize<'de, T: OrEmpty, D: Deserializer<'de>>(d: D) -> Result<Option<T>, D::Error> {
         let text = String::deserialize(d)?;
-        if text.is_empty() { Ok(None) } else { address_of(&text).map(Some) }
+        if text.is_empty() { Ok(None) } else { T::of(&text).map(Some).map_err(de::Error::custom) }
     }
 }
 
@@ -248,6 +328,15 @@ mod tests {
         }
         for bytes in [0, 1, 1023, 1024, 3 << 20, 5 << 30, u64::MAX] {
             assert_eq!(Bytes(bytes).to_string().parse(), Ok(Bytes(bytes)));
+        }
+        for (text, bits_per_s) in
+            [("0", 0), ("25Gbit/s", 25_000_000_000), ("100 Mbit", 100_000_000), ("7bit/s", 7)]
+        {
+            assert_eq!(text.parse::<Rate>(), Ok(Rate(bits_per_s)), "{text}");
+            assert_eq!(Rate(bits_per_s).to_string().parse(), Ok(Rate(bits_per_s)));
+        }
+        for bad in ["", "Gbit", "1.5Gbit", "1GB", "99999999Tbit"] {
+            assert!(bad.parse::<Rate>().is_err(), "{bad}");
         }
         for bad in ["", "MiB", "-1", "1.5GiB", "9 furlongs", "99999999999PiB"] {
             assert!(bad.parse::<Bytes>().is_err(), "{bad}");

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use velo_config::{Bytes, Config, ConfigError, Count, DEFAULT_FILE, Place, Poll};
+use velo_config::{Bytes, Config, ConfigError, Count, DEFAULT_FILE, Fabric, Place, Poll, Rate};
 
 fn from(text: &str) -> Result<Config, ConfigError> {
     Config::from_toml(Path::new("velo.toml"), text)
@@ -40,6 +40,10 @@ fn later_sources_win() {
         ("VELO_DATAPLANE_MEMORY", "64MiB"),
         ("VELO_DATAPLANE_POLL", "busy"),
         ("VELO_NET_TRUSTED", "true"),
+        ("VELO_NET_FABRICS", "udp"),
+        ("VELO_NET_LINE_RATE", "10Gbit/s"),
+        ("VELO_FABRIC_UDP_BUSY_POLL_US", "50"),
+        ("VELO_FABRIC_DPDK_ADDRESS", "192.0.2.1/24"),
         ("VELO_LOG", "not ours"),
         ("VELO_SOMETHING_ELSE", "not ours"),
     ]);
@@ -51,6 +55,10 @@ fn later_sources_win() {
     assert_eq!(config.dataplane.workers, Count::Fixed(3));
     assert_eq!(config.dataplane.poll, Poll::Busy);
     assert!(config.net.trusted);
+    assert_eq!(config.fabrics(), [Fabric::Udp, Fabric::Tcp]);
+    assert_eq!(config.net.line_rate, Rate(10_000_000_000));
+    assert_eq!(config.fabric.udp.busy_poll_us, 50);
+    assert_eq!(config.fabric.dpdk.address.map(|subnet| subnet.prefix_bits), Some(24));
     assert_eq!(config.node.data_dir, Path::new("/data/velo"));
     assert_eq!(config.paths().socket(), Path::new("/data/velo/run/velod.sock"));
 }
@@ -62,6 +70,11 @@ fn an_unknown_key_names_the_nearest_and_its_place() {
         ("[nett]\nlisten = []\n", "nett", "net", 1),
         ("[store]\nmemory = \"1GiB\"\n", "store.memory", "dataplane.memory", 2),
         ("trusted = true\n", "trusted", "net.trusted", 1),
+        ("[fabric.udp]\nlisen = \"\"\n", "fabric.udp.lisen", "fabric.udp.listen", 2),
+        ("[fabric.upd]\nlisten = \"\"\n", "fabric.upd", "fabric.udp", 1),
+        ("[fabric]\nudp.gros = true\n", "fabric.udp.gros", "fabric.udp.gso", 2),
+        ("[net.udp]\ngso = true\n", "net.udp", "fabric.udp", 1),
+        ("[fabric]\ninterface = \"eth0\"\n", "fabric.interface", "fabric.xdp.interface", 2),
         ("[dataplane]\nverfiy_threads = 1\n", "dataplane.verfiy_threads", "dataplane.verify_threads", 2),
     ];
     for (text, wrong, right, line) in cases {
@@ -77,7 +90,10 @@ fn an_unknown_key_names_the_nearest_and_its_place() {
     assert!(error.contains("VELO_NET_TRUSTD") && error.contains("`net.trusted`"), "{error}");
     let error = Config::load(None, env(&[("VELO_NETT_LISTEN", "[::]:1")]), &[]).unwrap_err().to_string();
     assert!(error.contains("VELO_NETT_LISTEN") && error.contains("`net`"), "{error}");
-    for key in ["net", "net.lisden", "listen"] {
+    let wrong = env(&[("VELO_FABRIC_UDP_LISTN", "1")]);
+    let error = Config::load(None, wrong, &[]).unwrap_err().to_string();
+    assert!(error.contains("VELO_FABRIC_UDP_LISTN") && error.contains("`fabric.udp.listen`"), "{error}");
+    for key in ["net", "net.lisden", "listen", "fabric.udp", "fabric.udp.x.y", ""] {
         let set = [(key.to_string(), "x".to_string())];
         let error = Config::load(None, env(&[]), &set).unwrap_err();
         assert!(matches!(error, ConfigError::UnknownKey { .. }), "{key}: {error}");
@@ -96,6 +112,13 @@ fn wrong_values_are_refused_with_their_key_and_line() {
         ("[store]\ndurability = \"maybe\"", "store.durability"),
         ("[dataplane]\nworkers = \"some\"", "dataplane.workers"),
         ("[gossip]\nadvertise = \"x\"", "gossip.advertise"),
+        ("[net]\nfabrics = [\"pigeon\"]", "net.fabrics"),
+        ("[net]\nline_rate = \"10GB\"", "net.line_rate"),
+        ("[fabric.udp]\nlisten = \"x\"", "fabric.udp.listen"),
+        ("[fabric.udp]\nbusy_poll_us = -1", "fabric.udp.busy_poll_us"),
+        ("[fabric.dpdk]\naddress = \"192.0.2.1/33\"", "fabric.dpdk.address"),
+        ("[fabric.dpdk]\ngateway = \"x\"", "fabric.dpdk.gateway"),
+        ("[fabric]\nudp = 3", "fabric.udp"),
     ] {
         match from(text) {
             Err(ConfigError::Value { key: at, place, .. }) => {
@@ -113,6 +136,15 @@ fn wrong_values_are_refused_with_their_key_and_line() {
         "[net]\nadvertise = [\"0.0.0.0:7440\"]",
         "[net]\nmax_sessions = 0",
         "[gossip]\nadvertise = \"10.0.0.1:0\"",
+        "[net]\nfabrics = [\"udp\", \"tcp\", \"udp\"]",
+        "[net]\nline_rate = \"1kbit/s\"",
+        "[fabric.udp]\nadvertise = \"0.0.0.0:7442\"",
+        "[fabric.udp]\nworkers = 65",
+        "[fabric.udp]\nbusy_poll_us = 10001",
+        "[fabric.xdp]\ninterface = \"sixteen-letters-\"",
+        "[fabric.xdp]\nport = 0",
+        "[fabric.dpdk]\nqueues = 0",
+        "[fabric.dpdk]\neal = [\"a\\u0000\"]",
         "[store]\ncapacity = \"1KiB\"",
         "[dataplane]\nworkers = 0",
         "[dataplane]\nmemory = \"1MiB\"",
@@ -126,6 +158,8 @@ fn wrong_values_are_refused_with_their_key_and_line() {
             other => panic!("{text}: {other:?}"),
         }
     }
+    let no_address = from("[fabric.dpdk]\ndevice = \"net_null0\"");
+    assert!(matches!(no_address, Err(ConfigError::Limit { key: "fabric.dpdk.address", .. })));
     assert!(matches!(from("[net\n"), Err(ConfigError::Syntax { .. })));
     assert!(matches!(from("net = 3\n"), Err(ConfigError::Value { .. })));
     assert!(matches!(

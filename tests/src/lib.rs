@@ -89,8 +89,8 @@ impl Node {
         fs::create_dir_all(dir).expect("a directory for the node");
         let Settings { trusted, extra, .. } = settings;
         let config = format!(
-            "[net]\nlisten = [\"127.0.0.1:0\"]\ntrusted = {trusted}\n[gossip]\nlisten = \"127.0.0.1:0\"\n\
-             [http]\nlisten = \"127.0.0.1:0\"\n{extra}"
+            "[net]\nlisten = [\"127.0.0.1:0\"]\ntrusted = {trusted}\n[fabric.udp]\nlisten = \"127.0.0.1:0\"\n\
+             [gossip]\nlisten = \"127.0.0.1:0\"\n[http]\nlisten = \"127.0.0.1:0\"\n{extra}"
         );
         fs::write(dir.join("velo.toml"), config).expect("its configuration");
         Self { dir: dir.to_owned(), up: None, wrapper: Vec::new() }

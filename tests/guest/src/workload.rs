@@ -110,8 +110,8 @@ fn nodes() -> Nodes {
         let node = Node::new(&dir, &Settings::default());
         let http = port + 1;
         let config = format!(
-            "[node]\nname = \"{name}\"\n[net]\nlisten = [\"127.0.0.1:{port}\"]\n[gossip]\nlisten = \"127.0.0.1:{port}\"\n\
-             [http]\nlisten = \"127.0.0.1:{http}\"\n"
+            "[node]\nname = \"{name}\"\n[net]\nlisten = [\"127.0.0.1:{port}\"]\n[fabric.udp]\nlisten = \"127.0.0.1:0\"\n\
+             [gossip]\nlisten = \"127.0.0.1:{port}\"\n[http]\nlisten = \"127.0.0.1:{http}\"\n"
         );
         fs::write(dir.join("velo.toml"), config).expect("its configuration");
         let log = dir.join("log");

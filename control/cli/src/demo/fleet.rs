@@ -98,8 +98,8 @@ impl DemoNode {
         let dir = scratch.join(&name);
         std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
         let config = format!(
-            "[node]\nname = \"{name}\"\n[net]\nlisten = [\"127.0.0.1:0\"]\n[gossip]\nlisten = \"127.0.0.1:0\"\n\
-             [http]\nlisten = \"127.0.0.1:0\"\n"
+            "[node]\nname = \"{name}\"\n[net]\nlisten = [\"127.0.0.1:0\"]\n[fabric.udp]\nlisten = \"127.0.0.1:0\"\n\
+             [gossip]\nlisten = \"127.0.0.1:0\"\n[http]\nlisten = \"127.0.0.1:0\"\n"
         );
         std::fs::write(dir.join("velo.toml"), config)?;
         Ok(Self { name, node: String::new(), listen: String::new(), dir, up: None })
