@@ -3,6 +3,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod frame;
+pub mod seal;
+
 use std::any::Any;
 use std::sync::Arc;
 
