@@ -170,6 +170,8 @@ impl Worker {
                 }
                 (None, Ok(_)) => {}
             },
+            // Streams are proven by their handshake.
+            Completion::PathProven { .. } => {}
             Completion::PathClosed { path, peer, error } => {
                 self.tell(WorkerEvent::PathClosed { path, peer, error: error.to_string() });
             }

@@ -54,6 +54,11 @@ pub enum Completion {
         /// How many bytes arrived.
         result: Result<u32, ReadError>,
     },
+    /// Datagrams have come through in both directions: the path works. Comes at most once, and not from `tcp`.
+    PathProven {
+        /// Its number.
+        path: PathId,
+    },
     /// A path is gone. Comes once, after the completions of all its reads; the fabric knows its number no more.
     PathClosed {
         /// Its number.

@@ -68,6 +68,7 @@ impl Reader {
                 result.unwrap_or_else(|error| panic!("read {tag} brought nothing: {error}"));
                 (path, tag, buffer)
             }
+            Completion::PathProven { path } => panic!("stream {path} needs no proof"),
             Completion::PathClosed { error, .. } => panic!("a stream was closed: {error}"),
         });
         ended.collect()

@@ -26,6 +26,9 @@ pub const FORGERIES_MAX: u64 = 1 << 36;
 /// How far a packet may come behind the newest one of its path.
 pub const REPLAY_WINDOW_PACKETS: u64 = 4_032;
 
+/// Granted bytes of a path that may be on their way at once, at most.
+pub const WINDOW_MAX_BYTES: u64 = (READS_PER_PATH * BUFFER_BYTES) as u64;
+
 const _: () = assert!(SEGMENT_MAX_BYTES <= u16::MAX as usize);
 const _: () = assert!(KEY_UPDATE_PACKETS.is_power_of_two() && KEY_UPDATE_PACKETS <= 1 << 23);
 // The two keys that a receiver holds besides the newest cover every packet that the window lets in.

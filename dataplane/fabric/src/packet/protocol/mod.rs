@@ -4,12 +4,15 @@
 #![forbid(unsafe_code)]
 
 pub mod frame;
+mod options;
 pub mod seal;
 
 use std::any::Any;
 use std::sync::Arc;
 
 use velo_object::{BlobId, NodeId};
+
+pub use options::{AddPathError, EndpointCounters, EndpointOptions, Event, NewPath, PathInfo};
 
 use crate::pool::Buffer;
 use crate::{PathId, Refusal, What};
