@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
 pub mod ether;
+pub mod udp;
 
 /// Explicit congestion notification (RFC 3168) of one datagram.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -88,6 +89,8 @@ counters! {
     tx_dropped,
     /// Times that there was no room to send.
     tx_full,
+    /// Times that the kernel refused to cut a message into datagrams, which then went one by one.
+    gso_refused,
     /// System calls.
     calls,
 }
