@@ -181,6 +181,33 @@ impl Sleeper {
         slept
     }
 
+    /// For a thread that sleeps elsewhere, on [`descriptor`](Self::descriptor) among others: from here on a waker makes that
+    /// readable, until [`disarm`](Self::disarm). False where `has_work` says that there is no need to sleep.
+    pub fn arm(&self, has_work: impl FnOnce() -> bool) -> bool {
+        self.shared.state.store(ASLEEP, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if has_work() {
+            self.disarm();
+            return false;
+        }
+        true
+    }
+
+    /// Ends what [`arm`](Self::arm) began; costs nothing where it was not called.
+    pub fn disarm(&self) {
+        let state = &self.shared.state;
+        if state.load(Ordering::Relaxed) != AWAKE {
+            state.swap(AWAKE, Ordering::AcqRel);
+            // Also where nobody woke us now: a late write of the last waker must not keep it readable.
+            let _ = rustix::io::read(&self.shared.event, &mut [0u8; 8]);
+        }
+    }
+
+    /// Readable when a waker has woken it.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.shared.event.as_fd()
+    }
+
     fn wait(&self, descriptors: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<()> {
         /// More descriptors than a worker has.
         const MOST: usize = 8;
@@ -241,6 +268,25 @@ mod tests {
         // An awake thread is not written to.
         sleeper.waker().wake();
         assert!(rustix::io::read(&sleeper.shared.event, &mut [0u8; 8]).is_err());
+    }
+
+    #[test]
+    fn one_that_sleeps_elsewhere_is_woken_by_its_descriptor() {
+        let sleeper = Sleeper::new().unwrap();
+        let readable = || {
+            let mut fds = [PollFd::from_borrowed_fd(sleeper.descriptor(), PollFlags::IN)];
+            poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
+        };
+        sleeper.waker().wake();
+        assert!(!readable(), "it is awake");
+        assert!(!sleeper.arm(|| true) && !readable());
+        for _ in 0..3 {
+            assert!(sleeper.arm(|| false) && !readable());
+            sleeper.waker().wake();
+            assert!(readable());
+            sleeper.disarm();
+            assert!(!readable());
+        }
     }
 
     #[test]

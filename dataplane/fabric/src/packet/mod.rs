@@ -5,3 +5,4 @@
 pub mod limits;
 pub mod port;
 pub mod protocol;
+pub mod supply;

@@ -189,7 +189,7 @@ impl Udp {
             let fits = last.count < SEGMENTS_MAX && end - last.range.start <= DATAGRAM_MAX_BYTES;
             // What is joined on its way is steered by its first datagram.
             let alike = last.to == to && last.ecn == ecn && last.path == path;
-            if open && fits && alike && len <= last.segment && !last.probe {
+            if open && fits && alike && (1..=last.segment).contains(&len) && !last.probe {
                 last.range.end = end;
                 last.count += 1;
                 return end;
@@ -312,14 +312,15 @@ impl Port for Udp {
         let counters = &mut self.counters;
         let mut datagrams = 0;
         let received = message::receive(self.socket.as_fd(), &mut self.rx, |slab, received| {
-            let Some(received) = received else {
+            // Nobody sends empty ones.
+            let Some(received) = received.filter(|received| !received.range.is_empty()) else {
                 counters.rx_dropped += 1;
                 return;
             };
             let (from, ecn) = (received.from, received.ecn);
             counters.rx_bytes += received.range.len() as u64;
             let space = slab.space(received.range);
-            for datagram in space.chunks_mut(received.segment.max(1)) {
+            for datagram in space.chunks_mut(received.segment) {
                 datagrams += 1;
                 each(Arrival { from, datagram, ecn });
             }
