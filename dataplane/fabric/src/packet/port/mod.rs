@@ -4,7 +4,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
+mod draw;
 pub mod ether;
+pub mod sim;
 pub mod udp;
 
 /// Explicit congestion notification (RFC 3168) of one datagram.
