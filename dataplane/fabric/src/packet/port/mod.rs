@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
 mod draw;
+pub mod dpdk;
 pub mod ether;
 pub mod sim;
 pub mod udp;
