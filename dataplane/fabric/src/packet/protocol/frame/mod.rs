@@ -247,7 +247,6 @@ impl Data {
     }
 
     pub(super) fn emit(&self, frame: &mut [u8]) {
-        debug_assert_eq!(self.bad_field(), None);
         let bytes = DataBytes {
             slot: self.slot.into(),
             segment: self.segment.into(),

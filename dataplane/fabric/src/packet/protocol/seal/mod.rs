@@ -181,3 +181,6 @@ impl Sealer {
         Some(frame.len())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -156,6 +156,11 @@ impl Opener {
         self.replay.newest()
     }
 
+    #[cfg(test)]
+    pub(super) fn set_forgeries(&mut self, forgeries: u64) {
+        self.forgeries = forgeries;
+    }
+
     /// Opens a datagram where it lies. Where that fails, its bytes are garbage.
     ///
     /// # Errors
