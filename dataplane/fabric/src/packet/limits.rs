@@ -38,3 +38,5 @@ const _: () = assert!(REPLAY_WINDOW_PACKETS >= 1_024 && REPLAY_WINDOW_PACKETS < 
 const _: () = assert!(DATAGRAM_MIN_BYTES >= SEGMENT_MIN_BYTES + DATA_OVERHEAD_BYTES);
 const _: () = assert!(SEGMENTS_PER_READ <= 1 << 10 && SEGMENTS_PER_READ.is_multiple_of(64));
 const _: () = assert!(ASKS_MAX >= READS_PER_PATH);
+/// Neighbours that a port keeps the hardware addresses of.
+pub const NEIGHBOURS: usize = 1_024;

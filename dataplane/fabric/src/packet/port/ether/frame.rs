@@ -1,5 +1,5 @@
 //! What carries raw Ethernet frames: a queue of a network device, without the kernel's network stack. All that such ports have in
-//! common (headers, neighbours, checks) is `Ether`'s, so that they move frames and nothing else.
+//! common (headers, neighbours, checks) is [`Ether`](super::Ether)'s, so that they move frames and nothing else.
 
 use std::io;
 use std::os::fd::BorrowedFd;
