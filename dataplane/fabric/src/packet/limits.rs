@@ -30,6 +30,61 @@ pub const REPLAY_WINDOW_PACKETS: u64 = 4_032;
 pub const WINDOW_MAX_BYTES: u64 = (READS_PER_PATH * BUFFER_BYTES) as u64;
 /// Reads of peers that may wait for their bytes to be loaded, over all paths of a worker; more are refused.
 pub const ASKS_MAX: usize = 4_096;
+/// The window of a path before anything is known of it.
+pub const WINDOW_FIRST_BYTES: u64 = 64 << 10;
+/// The most that a path's window begins with where the line rate and the round trip say that more fits.
+pub const WINDOW_FIRST_MAX_BYTES: u64 = 1 << 20;
+/// What a packet costs on an Ethernet besides its datagram's payload: UDP, IPv6, Ethernet with preamble and gap, and our own header.
+pub const WIRE_OVERHEAD_BYTES: u64 = 8 + 40 + 38 + DATA_OVERHEAD_BYTES as u64;
+/// How much of the line rate is granted; the rest is for control frames and for what comes again.
+pub const LINE_SHARE_PERCENT: u64 = 98;
+/// How long the line rate may be granted at once after a pause.
+pub const PACER_BURST_NS: u64 = 100_000;
+/// Grants of one path that wait for their turn, and so the memory of a path that a peer can fill.
+pub const GRANTS_PER_PATH: usize = 1_024;
+/// Grants of one slot that wait for their turn.
+pub const GRANTS_PER_SLOT: usize = 256;
+/// Paths of one endpoint.
+pub const PATHS: usize = 4_096;
+/// Events that wait to be polled before reads of peers are left to be asked again.
+pub const EVENTS: usize = 4 * READS_PER_PATH;
+/// Bytes that one path sends before the next has its turn.
+pub const TURN_BYTES: usize = 64 << 10;
+/// How far behind a packet may come before it is taken for lost, at least and at most.
+pub const REORDERING_PACKETS: std::ops::RangeInclusive<u32> = 3..=1_024;
+/// How much longer than the slowest response of late a tail timer waits.
+pub const TAIL_SLACK_NS: u64 = 300_000;
+/// The same on a port that loses nothing, where only a peer that restarts a read makes it useful.
+pub const TAIL_SLACK_LOSSLESS_NS: u64 = 100_000_000;
+/// The longest that a tail timer waits, however often it has fired.
+pub const TAIL_MAX_NS: u64 = 250_000_000;
+/// The time before a first answer is asked for again, and its doublings' limit.
+pub const PROBE_FIRST_NS: u64 = 50_000_000;
+/// See [`PROBE_FIRST_NS`].
+pub const PROBE_MAX_NS: u64 = 1_000_000_000;
+/// How often a size is tried before it is taken for too large.
+pub const PROBE_TRIES: u32 = 4;
+/// When a path whose size is below what both ports carry is probed anew.
+pub const PROBE_AGAIN_NS: u64 = 300_000_000_000;
+/// Answers to probes that wait to be sent.
+pub const PROBED_WAITING: usize = 8;
+/// How long a supplier hears nothing from the reader of what it holds before it asks for a sign.
+pub const PING_AFTER_NS: u64 = 250_000_000;
+/// How long a supplier keeps what nobody asks for.
+pub const SERVE_IDLE_NS: u64 = 30_000_000_000;
+/// How often a closed path tells the peer.
+pub const CLOSE_TELLS: u32 = 3;
+
+// A packet that may still come is let in by the replay window.
+const _: () = assert!(*REORDERING_PACKETS.end() as u64 <= REPLAY_WINDOW_PACKETS / 2);
+const _: () = assert!(GRANTS_PER_PATH < u16::MAX as usize && GRANTS_PER_SLOT <= GRANTS_PER_PATH);
+// Every segment of a full window can be granted in whole masks.
+const _: () = assert!(WINDOW_MAX_BYTES / (SEGMENT_MIN_BYTES as u64 * 64) <= GRANTS_PER_PATH as u64);
+const _: () = assert!(GRANTS_PER_SLOT >= SEGMENTS_PER_READ / 64);
+const _: () =
+    assert!(WINDOW_FIRST_BYTES <= WINDOW_FIRST_MAX_BYTES && WINDOW_FIRST_MAX_BYTES <= WINDOW_MAX_BYTES);
+const _: () = assert!(TAIL_SLACK_LOSSLESS_NS <= TAIL_MAX_NS && PROBE_FIRST_NS <= PROBE_MAX_NS);
+const _: () = assert!(PING_AFTER_NS < SERVE_IDLE_NS && EVENTS >= READS_PER_PATH);
 
 const _: () = assert!(SEGMENT_MAX_BYTES <= u16::MAX as usize);
 const _: () = assert!(KEY_UPDATE_PACKETS.is_power_of_two() && KEY_UPDATE_PACKETS <= 1 << 23);

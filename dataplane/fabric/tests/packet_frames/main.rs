@@ -16,7 +16,8 @@ pub(crate) const PROTECTIONS: [Protection; 3] = [
     Protection::Sealed(Cipher::ChaCha20Poly1305),
     Protection::Trusted,
 ];
-pub(crate) const NAME: PathName<'static> = PathName { fabric: "udp", dialler: 0x0102_0304, accepter: 0xa1a2_a3a4 };
+pub(crate) const NAME: PathName<'static> =
+    PathName { fabric: "udp", dialler: 0x0102_0304, accepter: 0xa1a2_a3a4 };
 
 /// The keys of the dialler and of the accepter.
 pub fn pair(protection: Protection) -> (PathKeys, PathKeys) {

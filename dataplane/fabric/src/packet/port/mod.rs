@@ -4,8 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
-mod draw;
 pub mod dpdk;
+mod draw;
 pub mod ether;
 pub mod sim;
 pub mod udp;

@@ -3,15 +3,28 @@
 
 #![forbid(unsafe_code)]
 
+mod congestion;
+mod deadlines;
+mod endpoint;
 pub mod frame;
 mod options;
+mod pacer;
+mod path;
+mod probing;
+mod reader;
+mod reading;
+mod reordering;
+mod rtt;
 pub mod seal;
+mod segment_set;
+mod supplier;
 
 use std::any::Any;
 use std::sync::Arc;
 
 use velo_object::{BlobId, NodeId};
 
+pub use endpoint::Endpoint;
 pub use options::{AddPathError, EndpointCounters, EndpointOptions, Event, NewPath, PathInfo};
 
 use crate::pool::Buffer;

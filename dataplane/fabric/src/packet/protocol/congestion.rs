@@ -1,0 +1,277 @@
+//! How much a path may have on its way: a window that grows until a queue stands, marks come or more is lost than usual.
+//!
+//! It is steered once in a round, which is the time from a grant to its data. The queue is the shortest round trip of the round less the
+//! shortest of late (bursts do not count, a standing queue does). As in Swift (Kumar et al., SIGCOMM 2020) the window is cut in
+//! proportion to what the queue exceeds its target by, and the target is larger for smaller windows, which makes flows equal. Marks are
+//! reacted to as in DCTCP (RFC 8257). Loss that is always there is no congestion; loss above that is.
+
+use super::rtt::RoundTrip;
+
+/// Rounds between two in which the window is halved, so that every flow sees the path empty now and then.
+const DRAIN_ROUNDS: u32 = 64;
+/// How many spans of [`LOSS_PACKETS`] the usual loss is the least of.
+const LOSS_SPANS: usize = 8;
+/// Packets over which loss is measured, at least.
+const LOSS_PACKETS: u64 = 128;
+/// Fractions are in 1/1024.
+const ONE: u64 = 1_024;
+
+/// What the round has brought so far.
+#[derive(Debug, Clone, Copy)]
+struct Round {
+    /// The first grant of the next round.
+    end: u32,
+    started: u64,
+    bytes: u64,
+    packets: u64,
+    marked: u64,
+    shortest: u64,
+    /// Whether the window held a grant back.
+    limited: bool,
+}
+
+/// The window of one path.
+#[derive(Debug)]
+pub(super) struct Congestion {
+    /// Windows do not change.
+    fixed: bool,
+    window: u64,
+    most: u64,
+    /// The size of segments: the window is never less than two.
+    segment: u64,
+    queue_target: u64,
+    slow_start: bool,
+    round: Round,
+    /// Bytes per second of the last round.
+    rate: u64,
+    /// Share of marked packets, smoothed.
+    marked: u64,
+    lost_in_span: u64,
+    packets_in_span: u64,
+    /// Share of lost packets of the last spans.
+    losses: [u64; LOSS_SPANS],
+    spans: usize,
+    /// Rounds since the last cut, and since the last drain.
+    calm: u32,
+    undrained: u32,
+    /// The window from before a drain.
+    draining: Option<u64>,
+    cuts: u64,
+}
+
+impl Congestion {
+    /// `first` is the window to begin with.
+    pub(super) fn new(fixed: bool, first: u64, most: u64, queue_target_ns: u64) -> Self {
+        Self {
+            fixed,
+            window: if fixed { most } else { first.min(most) },
+            most,
+            segment: 1,
+            queue_target: queue_target_ns,
+            slow_start: true,
+            round: Round {
+                end: 0,
+                started: 0,
+                bytes: 0,
+                packets: 0,
+                marked: 0,
+                shortest: u64::MAX,
+                limited: false,
+            },
+            rate: 0,
+            marked: 0,
+            lost_in_span: 0,
+            packets_in_span: 0,
+            losses: [ONE; LOSS_SPANS],
+            spans: 0,
+            calm: 0,
+            undrained: 0,
+            draining: None,
+            cuts: 0,
+        }
+    }
+
+    pub(super) fn window(&self) -> u64 {
+        self.window
+    }
+
+    pub(super) fn rate(&self) -> u64 {
+        self.rate
+    }
+
+    /// How often it was cut.
+    pub(super) fn cuts(&self) -> u64 {
+        self.cuts
+    }
+
+    pub(super) fn set_segment(&mut self, bytes: u64) {
+        self.segment = bytes;
+        self.window = self.window.max(2 * bytes);
+    }
+
+    /// The window held a grant back.
+    pub(super) fn hold_back(&mut self) {
+        self.round.limited = true;
+    }
+
+    /// The window opens to `bytes`, where it has not been steered yet.
+    pub(super) fn open(&mut self, bytes: u64) {
+        if self.slow_start && !self.fixed && self.rate == 0 {
+            self.window = self.window.max(bytes).min(self.most);
+        }
+    }
+
+    /// Data have arrived by the grant `credit`; the next grant will have number `next`. Returns whether that ended a round.
+    pub(super) fn arrived(
+        &mut self,
+        now: u64,
+        bytes: u64,
+        rtt_ns: u64,
+        credit: u32,
+        next: u32,
+        marked: bool,
+        rtt: &RoundTrip,
+    ) -> bool {
+        let round = &mut self.round;
+        round.bytes += bytes;
+        round.packets += 1;
+        round.marked += u64::from(marked);
+        round.shortest = round.shortest.min(rtt_ns);
+        if self.slow_start && round.limited && !self.fixed {
+            if round.packets >= 8 && round.shortest > rtt.shortest() + self.target(rtt.shortest()) {
+                self.leave_slow_start(rtt);
+            } else {
+                self.window = (self.window + bytes).min(self.most);
+            }
+        }
+        if (credit.wrapping_sub(self.round.end) as i32) < 0 {
+            return false;
+        }
+        self.end_round(now, next, rtt);
+        true
+    }
+
+    /// A segment was lost on its way.
+    pub(super) fn lost(&mut self, count: u64) {
+        self.lost_in_span += count;
+    }
+
+    /// Nothing has come through for longer than the tail timer waits.
+    pub(super) fn silence(&mut self) {
+        if !self.fixed {
+            self.window = (self.window / 2).max(16 * self.segment).min(self.window);
+            self.cuts += 1;
+        }
+    }
+
+    /// The path has moved: begins again from a small window.
+    pub(super) fn restart(&mut self, first: u64) {
+        let (segment, end) = (self.segment, self.round.end);
+        *self = Self::new(self.fixed, first, self.most, self.queue_target);
+        self.round.end = end;
+        self.set_segment(segment);
+    }
+
+    /// The queue that may stand, for a window like this.
+    fn target(&self, shortest: u64) -> u64 {
+        let target = self.queue_target.max(shortest / 16);
+        // The square root of 1 MiB / window, between a half and four.
+        let share = ((1u64 << 40) / self.window.max(1)).isqrt().clamp(ONE / 2, 4 * ONE);
+        // Four segments must fit, however slow the path is.
+        let segments = (4 * self.segment * 1_000_000_000).checked_div(self.rate).unwrap_or(0);
+        (target * share / ONE).max(segments)
+    }
+
+    fn leave_slow_start(&mut self, rtt: &RoundTrip) {
+        self.slow_start = false;
+        self.cuts += 1;
+        self.calm = 0;
+        // What was on its way when the queue began to stand: half of it, or what the last round delivered.
+        let delivered = self.carried(rtt.shortest() + self.target(rtt.shortest()) / 2);
+        self.window = (self.window / 2).max(delivered.min(self.window)).max(2 * self.segment);
+        self.undrained = DRAIN_ROUNDS / 2;
+    }
+
+    /// What the path delivers in `ns`.
+    fn carried(&self, ns: u64) -> u64 {
+        (u128::from(self.rate) * u128::from(ns) / 1_000_000_000) as u64
+    }
+
+    fn end_round(&mut self, now: u64, next: u32, rtt: &RoundTrip) {
+        let round = self.round;
+        self.round = Round {
+            end: next,
+            started: now,
+            bytes: 0,
+            packets: 0,
+            marked: 0,
+            shortest: u64::MAX,
+            limited: false,
+        };
+        let elapsed = now.saturating_sub(round.started).max(1);
+        self.rate = (u128::from(round.bytes) * 1_000_000_000 / u128::from(elapsed)) as u64;
+        let excess = self.loss_excess(round.packets);
+        if self.fixed {
+            return;
+        }
+        if let Some(window) = self.draining.take() {
+            self.window = window;
+            return;
+        }
+        self.marked = self.marked - self.marked / 16 + (round.marked * ONE / round.packets.max(1)) / 16;
+        let queue = round.shortest.saturating_sub(rtt.shortest());
+        let target = self.target(rtt.shortest());
+        let mut cut = if round.marked > 0 { (self.marked / 2).max(1) } else { 0 };
+        if queue > target {
+            cut = cut.max((queue - target) * ONE / 2 / round.shortest.max(1));
+        }
+        // What comes through in spite of loss is what the path carries.
+        let floor = self.carried(rtt.shortest());
+        let by_loss = self.window - self.window * excess.min(ONE) / 2 / ONE;
+        if excess > 0 && by_loss.max(floor) < self.window {
+            cut = cut.max((self.window - by_loss.max(floor)) * ONE / self.window.max(1));
+        }
+        self.undrained += 1;
+        if cut > 0 {
+            if self.slow_start {
+                self.leave_slow_start(rtt);
+                return;
+            }
+            self.window -= self.window * cut.min(ONE / 2) / ONE;
+            self.window = self.window.max(2 * self.segment);
+            self.cuts += 1;
+            self.calm = 0;
+        } else if round.limited && !self.slow_start && 2 * self.carried(rtt.smoothed()) >= self.window {
+            self.calm += 1;
+            // The longer nothing stands in the way, the bolder.
+            let step = self.segment.max(self.window / 64) * u64::from(self.calm / 8 + 1).min(8);
+            self.window = (self.window + step).min(self.most);
+        }
+        if self.undrained >= DRAIN_ROUNDS
+            && !self.slow_start
+            && queue > target / 4
+            && self.window > 8 * self.segment
+        {
+            self.undrained = 0;
+            self.draining = Some(self.window);
+            self.window /= 2;
+        }
+    }
+
+    /// By how much the share of lost packets exceeds what is usual.
+    fn loss_excess(&mut self, packets: u64) -> u64 {
+        self.packets_in_span += packets;
+        let all = self.packets_in_span + self.lost_in_span;
+        if all < LOSS_PACKETS {
+            return 0;
+        }
+        let loss = self.lost_in_span * ONE / all;
+        let usual = self.losses.iter().copied().min().unwrap_or(0).min(loss);
+        let known = self.spans > 0;
+        self.losses[self.spans % LOSS_SPANS] = loss;
+        self.spans += 1;
+        (self.lost_in_span, self.packets_in_span) = (0, 0);
+        // Twice the usual and two per cent are within what chance does.
+        if known && loss > 2 * usual + ONE / 50 { loss - usual } else { 0 }
+    }
+}

@@ -1,0 +1,502 @@
+//! The reading side of a path: its slots, what is granted when, what is taken for lost.
+
+use std::collections::VecDeque;
+
+use super::congestion::Congestion;
+use super::frame::{Credit, Data, ReadRequest};
+use super::pacer::Pacer;
+use super::reading::{Place, Reading, Was};
+use super::reordering::Reordering;
+use super::rtt::RoundTrip;
+use super::seal::Payload;
+use super::{EndpointCounters, EndpointOptions, Event};
+use crate::packet::limits;
+use crate::{Completion, PathId, Read, ReadError, Refusal};
+
+const SLOTS: usize = limits::READS_PER_PATH;
+/// Segments that one CREDIT grants at most.
+const MASK: u32 = u64::BITS;
+
+const _: () = assert!(SLOTS == u64::BITS as usize);
+
+/// All slots of one bit mask, lowest first.
+pub(super) fn each(mut slots: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let slot = (slots != 0).then(|| slots.trailing_zeros() as usize)?;
+        slots &= slots - 1;
+        Some(slot)
+    })
+}
+
+/// What a reader reports to, and takes memory from.
+pub(super) struct Desk<'a> {
+    pub(super) path: PathId,
+    pub(super) events: &'a mut VecDeque<Event>,
+    pub(super) spare: &'a mut Vec<Box<Reading>>,
+    pub(super) counters: &'a mut EndpointCounters,
+}
+
+impl Desk<'_> {
+    fn end(&mut self, mut reading: Box<Reading>, result: Result<u32, ReadError>) {
+        match result {
+            Ok(_) => self.counters.reads_done += 1,
+            Err(_) => self.counters.reads_failed += 1,
+        }
+        if let Some(mut buffer) = reading.finish() {
+            if let Ok(len) = result {
+                buffer.set_len(len as usize);
+            }
+            let completion = Completion::Read { path: self.path, tag: reading.tag, buffer, result };
+            self.events.push_back(Event::Completion(completion));
+        }
+        self.spare.push(reading);
+    }
+}
+
+/// The reads of one path.
+pub(super) struct Reader {
+    slots: [Option<Box<Reading>>; SLOTS],
+    /// The number of the last read of each slot.
+    numbers: [u32; SLOTS],
+    /// When each read was posted, in counted order.
+    posted: [u32; SLOTS],
+    next_posted: u32,
+    /// Slots with a read.
+    active: u64,
+    /// Slots whose READ is to be sent.
+    ask: u64,
+    /// Slots whose END is to be sent, and those whose END goes with the next frame in any case.
+    end: u64,
+    end_again: u64,
+    /// Slots with something to be granted that may be granted now.
+    wanting: u64,
+    /// Those of them with something that was lost.
+    lossy: u64,
+    /// Slots with something granted that has been passed.
+    passed: u64,
+    inflight: u64,
+    next_credit: u32,
+    /// Whether the pacer holds grants back.
+    pub(super) paced: bool,
+    pub(super) rtt: RoundTrip,
+    pub(super) congestion: Congestion,
+    pub(super) reordering: Reordering,
+    /// Payload of the segments of reads to come; 0 before the path is proven.
+    segment_bytes: u32,
+    line_rate: Option<u64>,
+    /// When something new last arrived, or the first read was posted.
+    progress_ns: u64,
+    arrived: u64,
+    lost: u64,
+}
+
+impl Reader {
+    pub(super) fn new(options: &EndpointOptions) -> Self {
+        let slack = if options.lossless { limits::TAIL_SLACK_LOSSLESS_NS } else { limits::TAIL_SLACK_NS };
+        let most =
+            options.window_max_bytes.clamp(limits::SEGMENT_MAX_BYTES as u64 * 2, limits::WINDOW_MAX_BYTES);
+        let queue_target = options.queue_target.as_nanos().min(1 << 40) as u64;
+        Self {
+            slots: [const { None }; SLOTS],
+            numbers: [0; SLOTS],
+            posted: [0; SLOTS],
+            next_posted: 0,
+            active: 0,
+            ask: 0,
+            end: 0,
+            end_again: 0,
+            wanting: 0,
+            lossy: 0,
+            passed: 0,
+            inflight: 0,
+            next_credit: 1,
+            paced: false,
+            rtt: RoundTrip::new(slack),
+            congestion: Congestion::new(options.lossless, limits::WINDOW_FIRST_BYTES, most, queue_target),
+            reordering: Reordering::default(),
+            segment_bytes: 0,
+            line_rate: options.line_rate_bytes_per_s,
+            progress_ns: 0,
+            arrived: 0,
+            lost: 0,
+        }
+    }
+
+    pub(super) fn inflight(&self) -> u64 {
+        self.inflight
+    }
+
+    /// Segments arrived, and lost.
+    pub(super) fn segments(&self) -> (u64, u64) {
+        (self.arrived, self.lost)
+    }
+
+    /// Takes a read in, or gives it back.
+    pub(super) fn post(&mut self, now: u64, read: Read, desk: &mut Desk<'_>) -> Result<(), Read> {
+        let slot = (!self.active).trailing_zeros() as usize;
+        if slot >= SLOTS || self.find(read.tag).is_some() {
+            return Err(read);
+        }
+        let mut reading = desk.spare.pop().unwrap_or_else(Reading::vacant);
+        reading.begin(read);
+        reading.active_ns = now;
+        if self.active == 0 {
+            self.progress_ns = now;
+        }
+        self.slots[slot] = Some(reading);
+        self.active |= 1 << slot;
+        self.posted[slot] = self.next_posted;
+        self.next_posted = self.next_posted.wrapping_add(1);
+        if self.segment_bytes != 0 {
+            self.ask(slot);
+        }
+        Ok(())
+    }
+
+    fn find(&self, tag: u64) -> Option<usize> {
+        each(self.active).find(|slot| self.slots[*slot].as_ref().is_some_and(|reading| reading.tag == tag))
+    }
+
+    /// Asks for what a slot holds under a new number.
+    fn ask(&mut self, slot: usize) {
+        let Some(reading) = &mut self.slots[slot] else { return };
+        self.inflight -= reading.granted_bytes();
+        reading.ask(self.segment_bytes);
+        self.numbers[slot] = self.numbers[slot].wrapping_add(1);
+        let bit = 1 << slot;
+        self.ask |= bit;
+        self.end &= !bit;
+        self.end_again &= !bit;
+        self.passed &= !bit;
+        self.update(slot);
+    }
+
+    /// From now on segments are of this size, and so are those of reads that are under way where they must be.
+    pub(super) fn set_segment_bytes(&mut self, bytes: u32) {
+        let before = std::mem::replace(&mut self.segment_bytes, bytes);
+        self.congestion.set_segment(bytes.into());
+        for slot in each(self.active) {
+            let larger = self.slots[slot].as_ref().is_some_and(|reading| reading.segment_bytes > bytes);
+            if before == 0 || larger {
+                self.ask(slot);
+            }
+        }
+    }
+
+    /// The round trip is known before anything was granted: where the line rate is, too, so is what fits on the way.
+    pub(super) fn open_window(&mut self) {
+        if let Some(rate) = self.line_rate {
+            let fits = u128::from(rate) * u128::from(self.rtt.shortest()) / 1_000_000_000;
+            self.congestion.open((fits as u64).min(limits::WINDOW_FIRST_MAX_BYTES));
+        }
+    }
+
+    /// Ends a read because nobody wants it any more.
+    pub(super) fn cancel(&mut self, tag: u64, desk: &mut Desk<'_>) {
+        if let Some(slot) = self.find(tag) {
+            self.finish(slot, Err(ReadError::Cancelled), desk);
+        }
+    }
+
+    /// Ends all reads.
+    pub(super) fn fail_all(&mut self, error: ReadError, desk: &mut Desk<'_>) {
+        for slot in each(self.active) {
+            self.finish(slot, Err(error), desk);
+        }
+    }
+
+    /// The supplier gives nothing.
+    pub(super) fn refused(&mut self, now: u64, slot: u16, read: u32, why: Refusal, desk: &mut Desk<'_>) {
+        let slot = usize::from(slot);
+        if self.active >> slot & 1 == 0 || self.numbers[slot] != read {
+            return;
+        }
+        self.progress_ns = now;
+        let error = match why {
+            Refusal::NotHere => ReadError::NotHere,
+            Refusal::Refused => ReadError::Refused,
+        };
+        self.finish(slot, Err(error), desk);
+    }
+
+    fn finish(&mut self, slot: usize, result: Result<u32, ReadError>, desk: &mut Desk<'_>) {
+        let Some(reading) = self.slots[slot].take() else { return };
+        self.inflight -= reading.granted_bytes();
+        let bit = 1u64 << slot;
+        self.active &= !bit;
+        // What was never asked for need not be ended.
+        if self.ask & bit == 0 || reading.started {
+            self.end |= bit;
+        }
+        for mask in [&mut self.ask, &mut self.wanting, &mut self.lossy, &mut self.passed] {
+            *mask &= !bit;
+        }
+        desk.end(reading, result);
+    }
+
+    /// Brings the masks up to date with a slot.
+    fn update(&mut self, slot: usize) {
+        let Some(reading) = &self.slots[slot] else { return };
+        let bit = 1u64 << slot;
+        let set = |mask: &mut u64, to: bool| if to { *mask |= bit } else { *mask &= !bit };
+        // Of a read that the supplier has not confirmed, only the beginning is granted.
+        set(&mut self.wanting, reading.is_wanting() && (reading.confirmed || !reading.started));
+        set(&mut self.lossy, reading.has_lost() && reading.confirmed);
+        set(&mut self.passed, reading.has_passed());
+    }
+
+    /// Data have arrived in packet `number`; `newest` is the highest so far.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn data(
+        &mut self,
+        now: u64,
+        number: u64,
+        newest: u64,
+        data: &Data,
+        payload: &Payload<'_>,
+        marked: bool,
+        desk: &mut Desk<'_>,
+    ) {
+        let slot = usize::from(data.slot);
+        self.reordering.seen(number, newest);
+        let Some(reading) = self.slots[slot].as_mut().filter(|_| self.numbers[slot] == data.read) else {
+            desk.counters.segments_late += 1;
+            // The supplier may not have heard that this read has ended; where the slot is in use again, its READ says it.
+            if self.active >> slot & 1 == 0 {
+                self.end |= 1 << slot;
+            }
+            return;
+        };
+        let (before, segment) = (reading.granted_bytes(), u32::from(data.segment));
+        let placed = reading.learn_len(data.len)
+            && match reading.place(segment, payload.len()) {
+                Place::Free(place) => payload.copy_to(place).is_ok(),
+                Place::Filled => {
+                    desk.counters.segments_spurious += 1;
+                    return;
+                }
+                Place::Nowhere => false,
+            };
+        if !placed {
+            self.inflight -= before - reading.granted_bytes();
+            desk.counters.rejected += 1;
+            return;
+        }
+        let len = payload.len() as u64;
+        let was = reading.arrive(segment, data.credit, number);
+        if was != Was::Granted {
+            desk.counters.segments_spurious += 1;
+            self.reordering.too_soon();
+        }
+        self.inflight -= before - reading.granted_bytes();
+        let changed = !reading.confirmed || was == Was::Lost;
+        reading.confirmed = true;
+        reading.active_ns = now;
+        reading.timeouts = 0;
+        self.progress_ns = now;
+        self.arrived += 1;
+        desk.counters.payload_bytes_in += len;
+        self.measure(now, len, data, marked, desk);
+        let Some(reading) = &self.slots[slot] else { return };
+        if reading.is_complete() {
+            let len = reading.len;
+            return self.finish(slot, Ok(len), desk);
+        }
+        if reading.has_passed() {
+            self.lose_passed_of(slot, newest, desk);
+        } else if changed || self.passed >> slot & 1 == 1 {
+            self.update(slot);
+        }
+        // Other slots learn from the number of this packet, too, though not at once.
+        if number.is_multiple_of(8) && self.passed != 0 {
+            self.lose_passed(newest, desk);
+        }
+    }
+
+    /// Takes for lost what was passed long enough ago.
+    pub(super) fn lose_passed(&mut self, newest: u64, desk: &mut Desk<'_>) {
+        for slot in each(self.passed) {
+            self.lose_passed_of(slot, newest, desk);
+        }
+    }
+
+    fn lose_passed_of(&mut self, slot: usize, newest: u64, desk: &mut Desk<'_>) {
+        let Some(reading) = &mut self.slots[slot] else { return };
+        let before = reading.granted_bytes();
+        let lost = reading.lose_passed(newest, self.reordering.threshold());
+        self.inflight -= before - reading.granted_bytes();
+        self.lost += u64::from(lost);
+        desk.counters.segments_lost += u64::from(lost);
+        self.congestion.lost(lost.into());
+        self.update(slot);
+    }
+
+    fn measure(&mut self, now: u64, len: u64, data: &Data, marked: bool, desk: &mut Desk<'_>) {
+        // All in microseconds of our clock, which may have wrapped since the grant.
+        let response = ((now / 1_000) as u32).wrapping_sub(data.echo);
+        let rtt = response.saturating_sub(data.held);
+        if response > u32::MAX / 2 {
+            return;
+        }
+        let (rtt, response) = (u64::from(rtt.max(1)) * 1_000, u64::from(response.max(1)) * 1_000);
+        self.rtt.sample(now, rtt, response);
+        desk.counters.congestion_marks += u64::from(marked);
+        let cuts = self.congestion.cuts();
+        if self.congestion.arrived(now, len, rtt, data.credit, self.next_credit, marked, &self.rtt) {
+            self.rtt.end_round();
+        }
+        desk.counters.window_cuts += self.congestion.cuts() - cuts;
+    }
+
+    /// Whether there is anything to be told to the supplier now.
+    pub(super) fn has_messages(&self) -> bool {
+        (self.ask | self.end) != 0 || self.may_grant()
+    }
+
+    /// Whether a grant is worth a frame now.
+    fn may_grant(&self) -> bool {
+        if self.wanting == 0 || self.paced {
+            return false;
+        }
+        let window = self.congestion.window();
+        let room = window.saturating_sub(self.inflight);
+        let segment = u64::from(self.segment_bytes);
+        // Grants go out in handfuls, not one for each segment that arrives; but what was lost waits for nothing else.
+        let handful = if self.lossy != 0 { segment } else { (window / 8).clamp(segment, 32 * segment) };
+        room >= handful || self.inflight == 0
+    }
+
+    /// The next READ that is to be sent.
+    pub(super) fn next_ask(&mut self) -> Option<ReadRequest> {
+        let slot = each(self.ask).min_by_key(|slot| self.posted[*slot].wrapping_sub(self.next_posted))?;
+        self.ask &= !(1 << slot);
+        let reading = self.slots[slot].as_ref()?;
+        Some(ReadRequest {
+            slot: slot as u16,
+            read: self.numbers[slot],
+            blob: reading.blob,
+            what: reading.what,
+            offset_bytes: reading.offset_bytes,
+            len: reading.len,
+            segment_bytes: reading.segment_bytes as u16,
+        })
+    }
+
+    /// Gives `push` the slots and reads whose END is to be sent, as long as it takes them.
+    pub(super) fn tell(&mut self, mut push: impl FnMut(u16, u32) -> bool) {
+        // Each is told once more with the next frame, should this one be lost.
+        let again = self.end_again & !self.end;
+        for slot in each(self.end).chain(each(again)) {
+            if !push(slot as u16, self.numbers[slot]) {
+                return;
+            }
+            let bit = 1 << slot;
+            self.end_again = (self.end_again & !bit) | (self.end & bit);
+            self.end &= !bit;
+        }
+    }
+
+    /// The supplier asks for a sign: tells it again which reads have ended.
+    pub(super) fn tell_ends(&mut self) {
+        for slot in each(!self.active).filter(|slot| self.numbers[*slot] != 0) {
+            self.end |= 1 << slot;
+        }
+    }
+
+    /// The next grant, as far as window and pacer allow; `left` bytes at most.
+    pub(super) fn next_credit(&mut self, now: u64, left: &mut u64, pacer: &mut Pacer) -> Option<Credit> {
+        // Reads that were posted first come first.
+        let slot = each(self.wanting).min_by_key(|slot| self.posted[*slot].wrapping_sub(self.next_posted))?;
+        let reading = self.slots[slot].as_mut()?;
+        let next = u64::from(reading.next_bytes()?);
+        let window = self.congestion.window();
+        let mut room = window.saturating_sub(self.inflight);
+        if self.inflight == 0 {
+            room = room.max(next);
+        }
+        if !reading.confirmed {
+            room = room.min((window / 2).max(next));
+        }
+        if room < next {
+            self.congestion.hold_back();
+            return None;
+        }
+        let cost = Pacer::cost(next, 1);
+        if pacer.available().min(*left) < cost {
+            self.paced = true;
+            return None;
+        }
+        let most =
+            room.min(pacer.available()).min(*left) / Pacer::cost(u64::from(reading.segment_bytes), 1).max(1);
+        let most = (most.max(1)).min(MASK.into()) as u32;
+        let number = self.next_credit;
+        let (first, mask, bytes) = reading.grant(number, most)?;
+        self.next_credit = number.wrapping_add(1);
+        self.inflight += bytes;
+        reading.active_ns = now;
+        let cost = Pacer::cost(bytes, mask.count_ones().into());
+        pacer.spend(cost);
+        *left = left.saturating_sub(cost);
+        self.update(slot);
+        let stamp = (now / 1_000) as u32;
+        Some(Credit { slot: slot as u16, read: self.numbers[slot], number, stamp, first, mask })
+    }
+
+    /// Takes for lost what the tail timers say. Returns whether nothing at all comes through.
+    pub(super) fn handle_timeout(&mut self, now: u64, desk: &mut Desk<'_>) -> bool {
+        let mut silent = false;
+        for slot in each(self.active) {
+            let wait = self.wait(slot);
+            let Some(reading) = self.slots[slot].as_mut() else { continue };
+            if !reading.is_waiting() || now < reading.active_ns.saturating_add(wait) {
+                continue;
+            }
+            desk.counters.tail_timeouts += 1;
+            let before = reading.granted_bytes();
+            let lost = reading.lose_all();
+            self.inflight -= before;
+            self.lost += u64::from(lost);
+            desk.counters.segments_lost += u64::from(lost);
+            reading.timeouts += 1;
+            reading.active_ns = now;
+            silent |= reading.timeouts > 1;
+            if !reading.confirmed {
+                // The READ may be lost.
+                reading.started = false;
+                self.ask |= 1 << slot;
+            }
+            self.update(slot);
+        }
+        let silent = silent && now > self.progress_ns.saturating_add(2 * self.rtt.tail_timeout());
+        if silent {
+            self.congestion.silence();
+        }
+        silent
+    }
+
+    /// How long the tail of a slot is waited for.
+    fn wait(&self, slot: usize) -> u64 {
+        let timeouts = self.slots[slot].as_ref().map_or(0, |reading| reading.timeouts);
+        let wait = self.rtt.tail_timeout();
+        (wait << timeouts.min(16)).min(limits::TAIL_MAX_NS.max(wait))
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) has something to do.
+    pub(super) fn next_timeout(&self) -> Option<u64> {
+        let waiting = each(self.active).filter_map(|slot| {
+            let reading = self.slots[slot].as_ref().filter(|reading| reading.is_waiting())?;
+            Some(reading.active_ns.saturating_add(self.wait(slot)))
+        });
+        waiting.min()
+    }
+
+    /// The soonest that a grant made now can time out.
+    pub(super) fn soonest_timeout(&self, now: u64) -> u64 {
+        now.saturating_add(self.rtt.tail_timeout())
+    }
+
+    /// When the path has stalled unless something new arrives.
+    pub(super) fn stalls_at(&self, stall_timeout_ns: u64) -> Option<u64> {
+        (self.active != 0).then(|| self.progress_ns.saturating_add(stall_timeout_ns))
+    }
+}
