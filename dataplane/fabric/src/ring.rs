@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -142,6 +142,8 @@ impl Waker {
 #[derive(Debug)]
 pub struct Sleeper {
     shared: Arc<Shared>,
+    /// Whether a waker has promised a count that was not there yet. Only the owner touches it.
+    unread: AtomicBool,
 }
 
 impl Sleeper {
@@ -151,7 +153,8 @@ impl Sleeper {
     /// Where the process may open no more descriptors.
     pub fn new() -> io::Result<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { shared: Arc::new(Shared { state: AtomicU32::new(AWAKE), event }) })
+        let shared = Arc::new(Shared { state: AtomicU32::new(AWAKE), event });
+        Ok(Self { shared, unread: AtomicBool::new(false) })
     }
 
     /// A waker for this sleeper.
@@ -196,10 +199,14 @@ impl Sleeper {
     /// Ends what [`arm`](Self::arm) began; costs nothing where it was not called.
     pub fn disarm(&self) {
         let state = &self.shared.state;
-        if state.load(Ordering::Relaxed) != AWAKE {
-            state.swap(AWAKE, Ordering::AcqRel);
-            // Also where nobody woke us now: a late write of the last waker must not keep it readable.
-            let _ = rustix::io::read(&self.shared.event, &mut [0u8; 8]);
+        if state.load(Ordering::Relaxed) == AWAKE {
+            return;
+        }
+        // A waker that comes to its write late must not keep the descriptor readable: its count is read some time.
+        let woken = state.swap(AWAKE, Ordering::AcqRel) == WOKEN;
+        if woken || self.unread.load(Ordering::Relaxed) {
+            let missing = rustix::io::read(&self.shared.event, &mut [0u8; 8]).is_err();
+            self.unread.store(missing, Ordering::Relaxed);
         }
     }
 

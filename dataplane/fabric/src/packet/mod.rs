@@ -2,7 +2,10 @@
 //!
 //! The protocol is a state machine without socket and clock; a port moves datagrams and knows nothing above UDP.
 
+mod fabric;
 pub mod limits;
 pub mod port;
 pub mod protocol;
 pub mod supply;
+
+pub use fabric::{Packet, PacketPathError};

@@ -1,0 +1,338 @@
+//! [`Packet`]: the protocol's endpoint driven over a port, with a supply for what peers ask, as a [`Fabric`].
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll;
+
+use super::port::{Port, PortCounters};
+use super::protocol::{
+    AddPathError, Answer, Endpoint, EndpointCounters, EndpointOptions, Event, NewPath, PathInfo, Timestamp,
+};
+use super::supply::Supply;
+use crate::{Completion, Fabric, FabricCounters, PathError, PathId, Read, Refusal};
+
+/// Rounds of receiving and sending in one turn.
+const ROUNDS_PER_TURN: usize = 4;
+/// Bursts received, and bursts sent, in one round.
+const BURSTS_PER_ROUND: usize = 4;
+
+/// Why a path was not added to a [`Packet`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PacketPathError {
+    /// The endpoint does not take it.
+    #[error(transparent)]
+    Refused(#[from] AddPathError),
+    /// The port is gone.
+    #[error("port {0} has failed and carries no paths any more")]
+    PortFailed(&'static str),
+}
+
+/// The packet fabric of one worker: an endpoint over a port.
+pub struct Packet<P> {
+    port: P,
+    supply: Box<dyn Supply>,
+    endpoint: Endpoint,
+    clock: Clock,
+    /// Readable when the port or the supply is; `None` where one of them must be polled.
+    epoll: Option<OwnedFd>,
+    /// What the port said when it failed.
+    failed: Option<io::Error>,
+    /// Its paths, to be closed where the port fails.
+    paths: Vec<PathId>,
+    deadline: Option<Instant>,
+}
+
+impl<P: Port> Packet<P> {
+    /// A fabric without paths. What `options` says of the port is taken from the port itself, the line rate where they do
+    /// not give one.
+    ///
+    /// # Errors
+    /// Where the process may open no more descriptors.
+    pub fn new(port: P, supply: Box<dyn Supply>, options: EndpointOptions) -> io::Result<Self> {
+        let caps = port.caps();
+        let options = EndpointOptions {
+            lossless: caps.lossless,
+            datagram_max_bytes: caps.datagram_max_bytes,
+            line_rate_bytes_per_s: options.line_rate_bytes_per_s.or(caps.line_rate_bytes_per_s),
+            ..options
+        };
+        let epoll = match port.descriptor().filter(|_| caps.wakes) {
+            None => None,
+            Some(of_port) => {
+                let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+                epoll::add(&epoll, of_port, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+                if let Some(of_supply) = supply.descriptor() {
+                    epoll::add(&epoll, of_supply, epoll::EventData::new_u64(1), epoll::EventFlags::IN)?;
+                }
+                Some(epoll)
+            }
+        };
+        Ok(Self {
+            port,
+            supply,
+            endpoint: Endpoint::new(options),
+            clock: Clock::new(),
+            epoll,
+            failed: None,
+            paths: Vec::new(),
+            deadline: None,
+        })
+    }
+
+    /// Takes a path in.
+    ///
+    /// # Errors
+    /// [`PacketPathError`].
+    pub fn add_path(&mut self, path: NewPath) -> Result<(), PacketPathError> {
+        if self.failed.is_some() {
+            return Err(PacketPathError::PortFailed(self.port.name()));
+        }
+        let id = path.id;
+        self.endpoint.add_path(self.clock.read(), path)?;
+        self.paths.push(id);
+        Ok(())
+    }
+
+    /// The address that peers send to.
+    pub fn local(&self) -> SocketAddr {
+        self.port.local()
+    }
+
+    /// How many paths it has.
+    pub fn paths(&self) -> usize {
+        self.paths.len()
+    }
+
+    /// The port.
+    pub fn port(&self) -> &P {
+        &self.port
+    }
+
+    /// How a path is doing; `None` where there is none of this number.
+    pub fn path_info(&self, path: PathId) -> Option<PathInfo> {
+        self.endpoint.path_info(path)
+    }
+
+    /// What the port has done so far.
+    pub fn port_counters(&self) -> PortCounters {
+        self.port.counters()
+    }
+
+    /// What the protocol has done so far.
+    pub fn endpoint_counters(&self) -> EndpointCounters {
+        self.endpoint.counters()
+    }
+
+    /// Receives bursts until there is nothing more or the round's share is done.
+    fn receive(&mut self) -> io::Result<usize> {
+        let mut received = 0;
+        for _ in 0..BURSTS_PER_ROUND {
+            let now = self.clock.read();
+            let endpoint = &mut self.endpoint;
+            let count = self.port.rx_burst(&mut |arrival| endpoint.handle_datagram(now, arrival))?;
+            received += count;
+            if count == 0 {
+                break;
+            }
+        }
+        Ok(received)
+    }
+
+    /// Sends bursts until there is nothing more, no room, or the round's share is done.
+    fn send(&mut self) -> io::Result<usize> {
+        let mut sent = 0;
+        for _ in 0..BURSTS_PER_ROUND {
+            let now = self.clock.read();
+            let endpoint = &mut self.endpoint;
+            let count = self.port.tx_burst(&mut |space| endpoint.poll_transmit(now, space))?;
+            sent += count;
+            if count == 0 {
+                break;
+            }
+        }
+        Ok(sent)
+    }
+
+    /// Takes the endpoint's events, and answers from the supply. Returns how many.
+    fn exchange(&mut self, completions: &mut Vec<Completion>) -> usize {
+        let now = self.clock.read();
+        let mut count = 0;
+        while let Some(event) = self.endpoint.poll_event() {
+            count += 1;
+            match event {
+                Event::Completion(mut completion) => {
+                    if let Completion::PathClosed { path, error, .. } = &mut completion {
+                        self.paths.retain(|id| id != path);
+                        if let Some(failed) = &self.failed {
+                            *error = PathError::Io(io::Error::new(failed.kind(), failed.to_string()));
+                        }
+                    }
+                    completions.push(completion);
+                }
+                Event::Ask(ask) => {
+                    if let Err(ask) = self.supply.ask(ask) {
+                        self.endpoint.answer(now, Answer { id: ask.id, result: Err(Refusal::Refused) });
+                    }
+                }
+                Event::Release { id, peer, sent_bytes } => {
+                    self.supply.release(id);
+                    if sent_bytes > 0 {
+                        self.supply.sent(peer, sent_bytes);
+                    }
+                }
+                Event::Proven { path } => completions.push(Completion::PathProven { path }),
+            }
+        }
+        let endpoint = &mut self.endpoint;
+        count + self.supply.poll(&mut |answer| endpoint.answer(now, answer))
+    }
+
+    fn expire(&mut self) {
+        let now = self.clock.read();
+        if self.endpoint.poll_timeout().is_some_and(|at| at <= now) {
+            self.endpoint.handle_timeout(now);
+        }
+    }
+
+    /// The port is of no further use: neither are the paths.
+    fn fail(&mut self, error: io::Error) {
+        let now = self.clock.read();
+        for &path in &self.paths {
+            self.endpoint.close(now, path);
+        }
+        self.failed = Some(error);
+    }
+
+    /// One round. Returns how much was done.
+    fn round(&mut self, completions: &mut Vec<Completion>) -> usize {
+        let mut done = 0;
+        if self.failed.is_none() {
+            match self.receive() {
+                Ok(count) => done += count,
+                Err(error) => self.fail(error),
+            }
+        }
+        self.expire();
+        done += self.exchange(completions);
+        if self.failed.is_none() {
+            match self.send() {
+                Ok(count) => done += count,
+                Err(error) => self.fail(error),
+            }
+        }
+        done
+    }
+
+    /// Whether the thread may sleep now.
+    fn arm(&mut self) -> bool {
+        match self.port.arm() {
+            Ok(armed) => armed && self.supply.arm(),
+            Err(error) => {
+                self.fail(error);
+                false
+            }
+        }
+    }
+}
+
+impl<P: Port> Fabric for Packet<P> {
+    fn name(&self) -> &'static str {
+        self.port.name()
+    }
+
+    fn post_read(&mut self, path: PathId, read: Read) -> Result<(), Read> {
+        self.endpoint.post_read(self.clock.read(), path, read)
+    }
+
+    fn cancel(&mut self, path: PathId, tag: u64) {
+        self.endpoint.cancel(self.clock.read(), path, tag);
+    }
+
+    fn poll(&mut self, now: Instant, completions: &mut Vec<Completion>) -> usize {
+        self.clock.begin(now);
+        let mut done = 0;
+        for _ in 0..ROUNDS_PER_TURN {
+            let count = self.round(completions);
+            done += count;
+            if count == 0 {
+                break;
+            }
+        }
+        if done == 0 && self.epoll.is_some() && self.failed.is_none() && !self.arm() {
+            done = 1;
+        }
+        self.deadline = self.endpoint.poll_timeout().map(|at| self.clock.instant(at));
+        done
+    }
+
+    fn close(&mut self, path: PathId) {
+        self.endpoint.close(self.clock.read(), path);
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.epoll.as_ref().map(AsFd::as_fd)
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    fn counters(&self) -> FabricCounters {
+        let of = self.endpoint.counters();
+        FabricCounters {
+            reads_posted: of.reads_posted,
+            reads_done: of.reads_done,
+            reads_failed: of.reads_failed,
+            reads_served: of.reads_served,
+            reads_refused: of.reads_refused,
+            payload_bytes_in: of.payload_bytes_in,
+            payload_bytes_out: of.payload_bytes_out,
+            bytes_in: of.bytes_in,
+            bytes_out: of.bytes_out,
+            stalls: of.stalls,
+            not_reading: 0,
+            protocol_errors: of.protocol_errors,
+            paths_opened: of.paths_opened,
+            paths_closed: of.paths_closed,
+        }
+    }
+}
+
+/// The endpoint's time: that of whoever polls, and what has passed since; never goes back.
+struct Clock {
+    /// Time zero.
+    origin: Instant,
+    /// What the last poll was told, and when it was told it.
+    told: Instant,
+    told_at: Instant,
+    last: Timestamp,
+}
+
+impl Clock {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { origin: now, told: now, told_at: now, last: Timestamp(0) }
+    }
+
+    fn begin(&mut self, now: Instant) {
+        self.told = now;
+        self.told_at = Instant::now();
+    }
+
+    fn read(&mut self) -> Timestamp {
+        let since = self.told.saturating_duration_since(self.origin) + self.told_at.elapsed();
+        let now = Timestamp(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX));
+        self.last = self.last.max(now);
+        self.last
+    }
+
+    fn instant(&self, at: Timestamp) -> Instant {
+        self.origin + Duration::from_nanos(at.0)
+    }
+}
