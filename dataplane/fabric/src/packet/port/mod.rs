@@ -7,6 +7,8 @@ use std::os::fd::BorrowedFd;
 pub mod dpdk;
 mod draw;
 pub mod ether;
+pub mod fault;
+pub mod pcap;
 pub mod sim;
 pub mod udp;
 
