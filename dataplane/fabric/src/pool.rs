@@ -250,7 +250,7 @@ fn changed(head: u64, top: u32) -> u64 {
 }
 
 /// Anonymous memory, aligned to a huge page.
-struct Mapping {
+pub(crate) struct Mapping {
     start: NonNull<u8>,
     base: *mut core::ffi::c_void,
     mapped_bytes: usize,
@@ -262,7 +262,8 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn new(bytes: usize, options: PoolOptions) -> io::Result<(Self, bool)> {
+    /// At least `bytes`, all zeros, and whether they lie in huge pages.
+    pub(crate) fn new(bytes: usize, options: PoolOptions) -> io::Result<(Self, bool)> {
         let rounded = bytes.next_multiple_of(HUGE_PAGE_BYTES);
         let populate = if options.populate { MapFlags::POPULATE } else { MapFlags::empty() };
         if cfg!(miri) {
@@ -290,6 +291,11 @@ impl Mapping {
                 unsafe { mm::madvise(mapping.start.as_ptr().cast(), rounded, Advice::LinuxPopulateWrite) };
         }
         Ok((mapping, false))
+    }
+
+    /// Its first byte.
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start
     }
 
     fn map(bytes: usize, flags: MapFlags) -> io::Result<Self> {

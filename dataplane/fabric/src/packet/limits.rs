@@ -85,6 +85,10 @@ const _: () =
     assert!(WINDOW_FIRST_BYTES <= WINDOW_FIRST_MAX_BYTES && WINDOW_FIRST_MAX_BYTES <= WINDOW_MAX_BYTES);
 const _: () = assert!(TAIL_SLACK_LOSSLESS_NS <= TAIL_MAX_NS && PROBE_FIRST_NS <= PROBE_MAX_NS);
 const _: () = assert!(PING_AFTER_NS < SERVE_IDLE_NS && EVENTS >= READS_PER_PATH);
+/// Neighbours that a port keeps the hardware addresses of.
+pub const NEIGHBOURS: usize = 1_024;
+/// Queues of an interface that one AF_XDP port serves: more than that many cores have, no device spreads flows over.
+pub const XDP_QUEUES: u32 = 256;
 
 const _: () = assert!(SEGMENT_MAX_BYTES <= u16::MAX as usize);
 const _: () = assert!(KEY_UPDATE_PACKETS.is_power_of_two() && KEY_UPDATE_PACKETS <= 1 << 23);
@@ -93,5 +97,3 @@ const _: () = assert!(REPLAY_WINDOW_PACKETS >= 1_024 && REPLAY_WINDOW_PACKETS < 
 const _: () = assert!(DATAGRAM_MIN_BYTES >= SEGMENT_MIN_BYTES + DATA_OVERHEAD_BYTES);
 const _: () = assert!(SEGMENTS_PER_READ <= 1 << 10 && SEGMENTS_PER_READ.is_multiple_of(64));
 const _: () = assert!(ASKS_MAX >= READS_PER_PATH);
-/// Neighbours that a port keeps the hardware addresses of.
-pub const NEIGHBOURS: usize = 1_024;

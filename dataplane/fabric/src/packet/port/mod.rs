@@ -11,6 +11,7 @@ pub mod fault;
 pub mod pcap;
 pub mod sim;
 pub mod udp;
+pub mod xdp;
 
 /// Explicit congestion notification (RFC 3168) of one datagram.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -109,7 +109,6 @@ impl Reading {
         self.buffer = Some(buffer);
         (self.tag, self.blob, self.what, self.offset_bytes, self.len) = (tag, blob, what, offset_bytes, len);
         (self.segment_bytes, self.count, self.arrived) = (0, 0, SegmentSet::default());
-        (self.granted_bytes, self.confirmed, self.started) = (0, false, false);
         self.timeouts = 0;
     }
 

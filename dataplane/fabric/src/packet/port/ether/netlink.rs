@@ -1,7 +1,5 @@
 //! The kernel's tables of interfaces, routes and neighbours by rtnetlink(7): single questions and their answers over one socket.
 
-#![allow(dead_code, reason = "the questions about interfaces are for AF_XDP")]
-
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -136,13 +134,6 @@ pub(super) struct NeighbourState {
     pub(super) sure: bool,
 }
 
-/// Which interface.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::packet::port) enum Which<'a> {
-    Index(u32),
-    Name(&'a str),
-}
-
 /// One socket.
 pub(in crate::packet::port) struct Netlink {
     socket: OwnedFd,
@@ -159,20 +150,10 @@ impl Netlink {
         Ok(Self { socket, sequence: 0, question: Vec::new(), answer: vec![0; ANSWER_MAX_BYTES] })
     }
 
-    /// An interface.
-    pub(in crate::packet::port) fn link(&mut self, which: Which<'_>) -> io::Result<Link> {
-        let mut message = LinkMessage::default();
-        let name = match which {
-            Which::Index(index) => {
-                message.index = index;
-                None
-            }
-            Which::Name(name) => Some([name.as_bytes(), &[0]].concat()),
-        };
-        self.begin(MESSAGE_GET_LINK, REQUEST, message.as_bytes());
-        if let Some(name) = &name {
-            self.put(LINK_NAME, name);
-        }
+    /// The interface called `name`.
+    pub(in crate::packet::port) fn link(&mut self, name: &str) -> io::Result<Link> {
+        self.begin(MESSAGE_GET_LINK, REQUEST, LinkMessage::default().as_bytes());
+        self.put(LINK_NAME, &[name.as_bytes(), &[0]].concat());
         let answer = self.exchange(MESSAGE_NEW_LINK)?.ok_or(io::ErrorKind::NotFound)?;
         let (message, attributes) = LinkMessage::read_from_prefix(answer).map_err(|_| malformed())?;
         let mut link = Link {
@@ -418,11 +399,10 @@ mod tests {
     #[test]
     fn the_loopback_interface() {
         let mut netlink = Netlink::open().unwrap();
-        let link = netlink.link(Which::Name("lo")).unwrap();
+        let link = netlink.link("lo").unwrap();
         assert_eq!((link.name.as_str(), link.kind.as_deref(), link.program), ("lo", None, None));
         assert!(link.mtu > 1000);
-        assert_eq!(netlink.link(Which::Index(link.index)).unwrap(), link);
-        let nobody = netlink.link(Which::Name("velo-none")).unwrap_err();
+        let nobody = netlink.link("velo-none").unwrap_err();
         assert_eq!(nobody.raw_os_error(), Some(libc::ENODEV));
         // What is here is not reached through a neighbour.
         let here = "127.0.0.1".parse().unwrap();
