@@ -180,7 +180,7 @@ impl Network {
         up.room_at(self.datagram_max_bytes)
     }
 
-    /// Sends the datagram that `fill` writes at `now`, which is not before the time of the last delivery. False where it writes none.
+    /// Sends the datagram that `fill` writes at `now`, up to which everything has been [polled](Self::poll). False where it writes none.
     pub fn send(
         &mut self,
         now: Timestamp,
@@ -214,7 +214,7 @@ impl Network {
         };
         (packet.len, packet.from, packet.to, packet.host) = (departure.len, address, departure.to, host);
         (packet.ecn, packet.stage) = (departure.ecn, Stage::Middle);
-        self.enter(up, id);
+        self.enter(self.now, up, id);
         true
     }
 
@@ -226,7 +226,7 @@ impl Network {
     /// The next datagram that arrives, not later than `until`. `None`: then it is `until`.
     pub fn poll(&mut self, until: Timestamp) -> Option<Delivery<'_>> {
         self.take_back();
-        let id = loop {
+        let (at, id) = loop {
             match self.events.peek() {
                 Some(Reverse((at, ..))) if *at <= until.0 => {}
                 _ => {
@@ -235,15 +235,16 @@ impl Network {
                 }
             }
             let Reverse((at, _, id)) = self.events.pop()?;
-            self.now = self.now.max(Timestamp(at));
+            let at = Timestamp(at);
+            self.now = self.now.max(at);
             let packet = &mut self.packets[id as usize];
             let host = &self.hosts[packet.host.index()];
             if packet.stage == Stage::Middle {
                 packet.stage = Stage::End;
                 let down = host.down;
-                self.enter(down, id);
+                self.enter(at, down, id);
             } else if host.address == packet.to {
-                break id;
+                break (at, id);
             } else {
                 self.unroutable += 1;
                 self.free.push(id);
@@ -252,18 +253,18 @@ impl Network {
         self.lent = Some(id);
         let Packet { bytes, len, from, host, ecn, .. } = &mut self.packets[id as usize];
         let arrival = Arrival { from: *from, datagram: &mut bytes[..*len], ecn: *ecn };
-        Some(Delivery { at: self.now, to: *host, arrival })
+        Some(Delivery { at, to: *host, arrival })
     }
 
     fn take_back(&mut self) {
         self.free.extend(self.lent.take());
     }
 
-    /// A packet reaches the beginning of a link now.
-    fn enter(&mut self, link: LinkId, id: u32) {
+    /// A packet reaches the beginning of a link.
+    fn enter(&mut self, now: Timestamp, link: LinkId, id: u32) {
         let packet = &mut self.packets[id as usize];
         let state = &mut self.links[link.0 as usize];
-        let fate = state.enter(self.now, packet.len, &mut packet.ecn, &mut self.draw);
+        let fate = state.enter(now, packet.len, &mut packet.ecn, &mut self.draw);
         let Fate::Arrives { at, corrupted, again_at } = fate else {
             self.free.push(id);
             return;
