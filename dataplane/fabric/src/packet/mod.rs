@@ -6,6 +6,8 @@ mod fabric;
 pub mod limits;
 pub mod port;
 pub mod protocol;
+#[doc(hidden)]
+pub mod scenario;
 pub mod supply;
 
 pub use fabric::{Packet, PacketPathError};

@@ -260,7 +260,7 @@ impl Probing {
             .iter_mut()
             .flatten()
             .filter(|flight| flight.due_ns <= now)
-            .min_by_key(|flight| flight.bytes);
+            .max_by_key(|flight| flight.bytes);
         if let Some(flight) = place {
             let wait = if rtt == 0 { PROBE_FIRST_NS } else { rtt + rtt / 2 + PROBE_FIRST_NS / 4 };
             flight.tries += 1;
