@@ -3,6 +3,11 @@
 
 #[path = "../support/namespaces.rs"]
 mod namespaces;
+#[path = "../packet/pair.rs"]
+mod pair;
+#[path = "../support/mod.rs"]
+mod support;
+mod transfer;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read as _, Write as _};
@@ -77,7 +82,8 @@ fn acquaint(a: &mut impl Port, b: &mut impl Port) {
 
 /// Every length from `lengths`, one after the other and several at once, each with bytes that its length decides.
 fn every_length_arrives(a: &mut impl Port, b: &mut impl Port, lengths: Vec<usize>) {
-    let datagram = |len: usize| (0..len).map(|i| (i * 31 + len * 7) as u8).collect::<Vec<_>>();
+    let noise = support::noise(5, 2 * DATAGRAM_MAX_BYTES);
+    let datagram = |len: usize| noise[len / 2..][..len].to_vec();
     let mut missing: HashMap<usize, ()> = lengths.iter().map(|len| (*len, ())).collect();
     let began = Instant::now();
     while !missing.is_empty() {
