@@ -157,3 +157,77 @@ fn a_port_that_fails_gives_everything_back() {
         assert_eq!(pair.a.poll(std::time::Instant::now(), &mut pair.a_done), 0);
     }
 }
+
+#[test]
+fn a_network_that_loses_repeats_reorders_and_damages_delivers_the_right_bytes() {
+    use velo_fabric::packet::port::fault::{Fault, Faults};
+    let bad = [
+        Faults { loss: 0.05, ..Faults::default() },
+        Faults { loss: 0.3, ..Faults::default() },
+        Faults { duplication: 0.5, reordering: 0.3, reordering_frames: 64, ..Faults::default() },
+        Faults { loss: 0.01, duplication: 0.05, reordering: 0.1, reordering_frames: 8, corruption: 0.01 },
+    ];
+    for (seed, faults) in (1..).zip(bad) {
+        for protection in PROTECTIONS {
+            let port = |seed| Fault::new(udp("127.0.0.1:0"), seed, faults, Faults::default());
+            let mut pair = Pair::over(port(seed), port(seed + 100), protection, options());
+            let (from_b, from_a) = (noise(22, 12 * MIB), noise(23, 3 * MIB));
+            let (blob_b, blob_a) = (pair.b_source.add(&from_b, &[]), pair.a_source.add(&from_a, &[]));
+            pair.connect(1);
+            for i in 0..12 {
+                pair.a.post_read(1, pair.read(i, blob_b, i * MIB as u64, MIB as u32)).unwrap();
+            }
+            for i in 0..3 {
+                pair.b.post_read(1, pair.read(i, blob_a, i * MIB as u64, MIB as u32)).unwrap();
+            }
+            pair.drive(|pair| pair.a_done.len() == 12 && pair.b_done.len() == 3);
+            for (done, content) in [(&pair.a_done, &from_b), (&pair.b_done, &from_a)] {
+                for (i, expected) in content.chunks(MIB).enumerate() {
+                    let (bytes, result) = ended(done, i as u64).unwrap();
+                    assert_eq!(result, Ok(MIB as u32));
+                    assert!(bytes == expected, "{faults:?} {protection:?}: piece {i} differs");
+                }
+            }
+            let (sent, _) = pair.b.port().faults();
+            assert!(sent.lost + sent.duplicated + sent.reordered > 0, "{sent:?}");
+            assert_eq!(pair.a.counters().protocol_errors + pair.b.counters().protocol_errors, 0);
+        }
+    }
+}
+
+#[test]
+fn a_blackout_longer_than_the_stall_timeout_ends_the_reads_and_a_shorter_one_does_not() {
+    use velo_fabric::packet::port::fault::{Fault, Faults};
+    for (blackout_ms, ends) in [(500, false), (4000, true)] {
+        let none = Faults::default;
+        let port = || Fault::new(udp("127.0.0.1:0"), 1, none(), none());
+        let options = velo_fabric::packet::protocol::EndpointOptions {
+            stall_timeout: std::time::Duration::from_secs(2),
+            ..options()
+        };
+        let mut pair = Pair::over(port(), port(), PROTECTIONS[0], options);
+        let content = noise(24, 16 * MIB);
+        let blob = pair.b_source.add(&content, &[]);
+        pair.connect(1);
+        for i in 0..16 {
+            pair.a.post_read(1, pair.read(i, blob, i * MIB as u64, MIB as u32)).unwrap();
+        }
+        pair.drive(|pair| pair.a.counters().payload_bytes_in > 0);
+        let switch = pair.a.port().blackout();
+        switch.set(true);
+        let begin = std::time::Instant::now();
+        pair.drive(|pair| begin.elapsed().as_millis() >= blackout_ms || closed(&pair.a_done).is_some());
+        switch.set(false);
+        if ends {
+            pair.drive(|pair| closed(&pair.a_done).is_some());
+            assert!(matches!(closed(&pair.a_done), Some(PathError::Stalled { ms: 2000 })));
+            assert_eq!(pair.a_done.len(), 17, "every read has ended");
+        } else {
+            pair.drive(|pair| pair.a_done.len() == 16);
+            for i in 0..16 {
+                let (bytes, result) = ended(&pair.a_done, i).unwrap();
+                assert!(result == Ok(MIB as u32) && bytes == &content[i as usize * MIB..][..MIB]);
+            }
+        }
+    }
+}
