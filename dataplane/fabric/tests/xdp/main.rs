@@ -111,24 +111,21 @@ fn every_length_arrives(a: &mut impl Port, b: &mut impl Port, lengths: Vec<usize
 
 #[test]
 fn frames_of_every_length_and_family_go_through() {
-    for mtu in [1500, 3506, 9000, 65_535] {
-        for six in [false, true] {
-            let Some(link) = link_or_skip(mtu, "xdp") else { return };
-            let (to_a, to_b) = (address(&link.a, six), address(&link.b, six));
-            let Some(mut a) = open_or_skip(&link.a, to_a, "xdp") else { return };
-            let mut b = open(&link.b, to_b).unwrap();
-            let longest = a.caps().datagram_max_bytes;
-            let headers = if six { 48 } else { 28 };
-            assert_eq!(longest, (mtu as usize - headers).min(65_536 - 14 - headers).min(DATAGRAM_MAX_BYTES));
-            assert_eq!(a.frames().mode().fragments, mtu > 3506);
-            acquaint(&mut a, &mut b);
-            acquaint(&mut b, &mut a);
-            let step = (longest / 300) | 1;
-            let lengths: Vec<_> =
-                (1..longest).step_by(step).chain(longest.saturating_sub(9)..=longest).collect();
-            every_length_arrives(&mut a, &mut b, lengths.clone());
-            every_length_arrives(&mut b, &mut a, lengths);
-        }
+    for (mtu, six) in [(1500, false), (1500, true), (3506, false), (9000, true), (65_535, false)] {
+        let Some(link) = link_or_skip(mtu, "xdp") else { return };
+        let (to_a, to_b) = (address(&link.a, six), address(&link.b, six));
+        let Some(mut a) = open_or_skip(&link.a, to_a, "xdp") else { return };
+        let mut b = open(&link.b, to_b).unwrap();
+        let longest = a.caps().datagram_max_bytes;
+        let headers = if six { 48 } else { 28 };
+        assert_eq!(longest, (mtu as usize - headers).min(65_536 - 14 - headers).min(DATAGRAM_MAX_BYTES));
+        assert_eq!(a.frames().mode().fragments, mtu > 3506);
+        acquaint(&mut a, &mut b);
+        acquaint(&mut b, &mut a);
+        let step = (longest / 300) | 1;
+        let lengths: Vec<_> = (1..longest).step_by(step).chain(longest.saturating_sub(9)..=longest).collect();
+        every_length_arrives(&mut a, &mut b, lengths.clone());
+        every_length_arrives(&mut b, &mut a, lengths);
     }
 }
 
@@ -216,6 +213,39 @@ fn the_kernel_keeps_its_network() {
         assert_eq!(receiver.recv(&mut bytes).unwrap(), 12);
     }
     acquaint(&mut b, &mut a);
+}
+
+#[test]
+fn it_arrives_by_whatever_queue() {
+    const QUEUES: u32 = 4;
+    let what = "xdp with several queues";
+    let link = match namespaces::Link::with_queues(1500, QUEUES) {
+        Ok(link) => link,
+        Err(error) => return skip(&format!("{what}: network namespaces cannot be made here: {error}")),
+    };
+    let to_a = address(&link.a, false);
+    let Some(mut a) = open_or_skip(&link.a, to_a, what) else { return };
+    assert_eq!(a.frames().mode().queues, QUEUES);
+    // The kernel spreads these over its queues, and the device keeps them there.
+    let sockets: Vec<_> = (0..64).map(|_| link.b.run(|| UdpSocket::bind((link.b.v4, 0)).unwrap())).collect();
+    let mut heard = std::collections::HashSet::new();
+    let began = Instant::now();
+    while heard.len() < sockets.len() {
+        assert!(
+            began.elapsed() < PATIENCE,
+            "{} of {} arrived: {:?}",
+            heard.len(),
+            sockets.len(),
+            a.counters()
+        );
+        for socket in &sockets {
+            socket.send_to(b"by some queue", to_a).unwrap();
+        }
+        while receive(&mut a, &mut |from, _, _| {
+            heard.insert(from);
+        }) > 0
+        {}
+    }
 }
 
 #[test]
