@@ -12,7 +12,7 @@ const DRAIN_ROUNDS: u32 = 64;
 /// How many spans of [`LOSS_PACKETS`] the usual loss is the least of.
 const LOSS_SPANS: usize = 8;
 /// Packets over which loss is measured, at least.
-const LOSS_PACKETS: u64 = 128;
+const LOSS_PACKETS: u64 = 256;
 /// Fractions are in 1/1024.
 const ONE: u64 = 1_024;
 
@@ -270,8 +270,10 @@ impl Congestion {
         let known = self.spans > 0;
         self.losses[self.spans % LOSS_SPANS] = loss;
         self.spans += 1;
-        (self.lost_in_span, self.packets_in_span) = (0, 0);
-        // Twice the usual and two per cent are within what chance does.
-        if known && loss > 2 * usual + ONE / 50 { loss - usual } else { 0 }
+        let lost = std::mem::take(&mut self.lost_in_span);
+        self.packets_in_span = 0;
+        // What chance does: four standard deviations of a count, and of a small count a little more.
+        let expected = usual * all / ONE;
+        if known && lost > expected + 4 * (expected + 4).isqrt() { loss - usual } else { 0 }
     }
 }

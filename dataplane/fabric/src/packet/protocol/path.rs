@@ -416,7 +416,7 @@ impl Path {
         }
         let newest = self.opener.newest();
         let (reader, mut desk) = self.reading(shared);
-        reader.lose_passed(newest, &mut desk);
+        reader.lose_passed(now, newest, &mut desk);
         if reader.handle_timeout(now, &mut desk) {
             self.probing.suspect(now);
         }
@@ -440,7 +440,7 @@ impl Path {
         }
         let stalls = self.reader.stalls_at(options.stall_timeout.as_nanos() as u64);
         // Many slots with deadlines close to each other share one turn.
-        let tail = self.reader.next_timeout().map(|at| at.max(now + self.reader.rtt.tail_timeout() / 8));
+        let tail = self.reader.next_timeout(now).map(|at| at.max(now + self.reader.rtt.tail_timeout() / 8));
         let fixed = self.probing.next_timeout().min(self.ping_at_ns);
         let next = [stalls, tail].into_iter().flatten().fold(fixed, u64::min);
         (next != u64::MAX).then_some(next)

@@ -39,6 +39,7 @@ struct Flight {
     bytes: usize,
     to: SocketAddr,
     tries: u32,
+    /// When it was first sent.
     sent_ns: u64,
     /// When to send it, again where it was sent.
     due_ns: u64,
@@ -211,8 +212,8 @@ impl Probing {
                 self.launch(now, Purpose::Full, self.proven, from);
             }
         }
-        // Only of a probe that was sent once it is known when.
-        shown.rtt_ns = (flight.tries == 1).then(|| now.saturating_sub(flight.sent_ns));
+        // Of a probe that was sent more than once this is too long, never too short.
+        shown.rtt_ns = Some(now.saturating_sub(flight.sent_ns));
         match flight.purpose {
             Purpose::Start | Purpose::Size => {
                 shown.proven = self.proven == 0;
@@ -264,7 +265,9 @@ impl Probing {
         if let Some(flight) = place {
             let wait = if rtt == 0 { PROBE_FIRST_NS } else { rtt + rtt / 2 + PROBE_FIRST_NS / 4 };
             flight.tries += 1;
-            flight.sent_ns = now;
+            if flight.tries == 1 {
+                flight.sent_ns = now;
+            }
             flight.due_ns = now
                 .saturating_add((wait << flight.tries.min(8).saturating_sub(1)).min(PROBE_MAX_NS.max(wait)));
             return Some(Outgoing::Probe { nonce: flight.nonce, bytes: flight.bytes, to: flight.to });

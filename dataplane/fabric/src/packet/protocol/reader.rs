@@ -303,27 +303,30 @@ impl Reader {
             return self.finish(slot, Ok(len), desk);
         }
         if reading.has_passed() {
-            self.lose_passed_of(slot, newest, desk);
+            self.lose_passed_of(now, slot, newest, desk);
         } else if changed || self.passed >> slot & 1 == 1 {
             self.update(slot);
         }
         // Other slots learn from the number of this packet, too, though not at once.
         if number.is_multiple_of(8) && self.passed != 0 {
-            self.lose_passed(newest, desk);
+            self.lose_passed(now, newest, desk);
         }
     }
 
     /// Takes for lost what was passed long enough ago.
-    pub(super) fn lose_passed(&mut self, newest: u64, desk: &mut Desk<'_>) {
+    pub(super) fn lose_passed(&mut self, now: u64, newest: u64, desk: &mut Desk<'_>) {
         for slot in each(self.passed) {
-            self.lose_passed_of(slot, newest, desk);
+            self.lose_passed_of(now, slot, newest, desk);
         }
     }
 
-    fn lose_passed_of(&mut self, slot: usize, newest: u64, desk: &mut Desk<'_>) {
+    fn lose_passed_of(&mut self, now: u64, slot: usize, newest: u64, desk: &mut Desk<'_>) {
         let Some(reading) = &mut self.slots[slot] else { return };
         let before = reading.granted_bytes();
-        let lost = reading.lose_passed(newest, self.reordering.threshold());
+        let lost = {
+            let wait_us = (self.rtt.tail_timeout() / 1_000) as u32;
+            reading.lose_passed(newest, self.reordering.threshold(), (now / 1_000) as u32, wait_us)
+        };
         self.inflight -= before - reading.granted_bytes();
         self.lost += u64::from(lost);
         desk.counters.segments_lost += u64::from(lost);
@@ -358,12 +361,16 @@ impl Reader {
         if self.wanting == 0 || self.paced {
             return false;
         }
-        let window = self.congestion.window();
-        let room = window.saturating_sub(self.inflight);
-        let segment = u64::from(self.segment_bytes);
-        // Grants go out in handfuls, not one for each segment that arrives; but what was lost waits for nothing else.
-        let handful = if self.lossy != 0 { segment } else { (window / 8).clamp(segment, 32 * segment) };
+        let room = self.congestion.window().saturating_sub(self.inflight);
+        // What was lost waits for nothing else.
+        let handful = if self.lossy != 0 { u64::from(self.segment_bytes) } else { self.handful() };
         room >= handful || self.inflight == 0
+    }
+
+    /// Grants go out in handfuls of so many bytes, not one for each segment that arrives.
+    fn handful(&self) -> u64 {
+        let segment = u64::from(self.segment_bytes);
+        (self.congestion.window() / 8).clamp(segment, 32 * segment)
     }
 
     /// The next READ that is to be sent.
@@ -429,16 +436,18 @@ impl Reader {
         let most =
             room.min(pacer.available()).min(*left) / Pacer::cost(u64::from(reading.segment_bytes), 1).max(1);
         let most = (most.max(1)).min(MASK.into()) as u32;
-        let number = self.next_credit;
-        let (first, mask, bytes) = reading.grant(number, most)?;
+        let (number, stamp) = (self.next_credit, (now / 1_000) as u32);
+        let (first, mask, bytes) = reading.grant(number, stamp, most)?;
         self.next_credit = number.wrapping_add(1);
         self.inflight += bytes;
         reading.active_ns = now;
+        if self.inflight + self.handful() > window {
+            self.congestion.hold_back();
+        }
         let cost = Pacer::cost(bytes, mask.count_ones().into());
         pacer.spend(cost);
         *left = left.saturating_sub(cost);
         self.update(slot);
-        let stamp = (now / 1_000) as u32;
         Some(Credit { slot: slot as u16, read: self.numbers[slot], number, stamp, first, mask })
     }
 
@@ -482,12 +491,17 @@ impl Reader {
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) has something to do.
-    pub(super) fn next_timeout(&self) -> Option<u64> {
+    pub(super) fn next_timeout(&self, now: u64) -> Option<u64> {
+        let wait = self.rtt.tail_timeout();
+        let passed = each(self.passed).filter_map(|slot| {
+            let age_us = self.slots[slot].as_ref()?.passed_age_us((now / 1_000) as u32)?;
+            Some(now + wait.saturating_sub(u64::from(age_us) * 1_000))
+        });
         let waiting = each(self.active).filter_map(|slot| {
             let reading = self.slots[slot].as_ref().filter(|reading| reading.is_waiting())?;
             Some(reading.active_ns.saturating_add(self.wait(slot)))
         });
-        waiting.min()
+        waiting.chain(passed).min()
     }
 
     /// The soonest that a grant made now can time out.

@@ -21,6 +21,8 @@ struct Granted {
     credit: u32,
     /// The packet (low half of its number) that showed that this segment was sent before it; 0 where none has.
     passed_at: u32,
+    /// When it was granted, in microseconds.
+    at_us: u32,
 }
 
 /// What an arrived segment was.
@@ -74,7 +76,7 @@ pub(super) struct Reading {
 impl Reading {
     /// One that can be [`begin`](Self::begin)ned.
     pub(super) fn vacant() -> Box<Self> {
-        let none = Granted { previous: NONE, next: NONE, credit: 0, passed_at: 0 };
+        let none = Granted { previous: NONE, next: NONE, credit: 0, passed_at: 0, at_us: 0 };
         Box::new(Self {
             tag: 0,
             blob: BlobId::from_bytes([0; 32]),
@@ -183,7 +185,7 @@ impl Reading {
     }
 
     /// Grants up to `most` of the first 64 segments from the first wanted one on. Returns that one, the mask and how many bytes.
-    pub(super) fn grant(&mut self, credit: u32, most: u32) -> Option<(u16, u64, u64)> {
+    pub(super) fn grant(&mut self, credit: u32, at_us: u32, most: u32) -> Option<(u16, u64, u64)> {
         let first = self.wanted.next(self.wanted_from)?;
         let mut left = self.wanted.mask(first);
         let (mut mask, mut bytes, mut last) = (0u64, 0u64, first);
@@ -196,7 +198,7 @@ impl Reading {
             mask |= 1 << bit;
             last = first + bit;
             bytes += u64::from(self.bytes_of(last));
-            self.append(last as u16, credit);
+            self.append(last as u16, credit, at_us);
         }
         if mask == 0 {
             return None;
@@ -210,9 +212,9 @@ impl Reading {
         Some((first as u16, mask, bytes))
     }
 
-    fn append(&mut self, segment: u16, credit: u32) {
-        self.granted[usize::from(segment)] =
-            Granted { previous: self.last, next: NONE, credit, passed_at: 0 };
+    fn append(&mut self, segment: u16, credit: u32, at_us: u32) {
+        let granted = Granted { previous: self.last, next: NONE, credit, passed_at: 0, at_us };
+        self.granted[usize::from(segment)] = granted;
         match self.last {
             NONE => self.first = segment,
             last => self.granted[usize::from(last)].next = segment,
@@ -313,19 +315,27 @@ impl Reading {
         Was::Granted
     }
 
-    /// Takes for lost what was passed by a packet `threshold` or more before packet `newest`. Returns how many.
-    pub(super) fn lose_passed(&mut self, newest: u64, threshold: u32) -> u32 {
+    /// Takes for lost what was passed by a packet `threshold` or more before packet `newest`, or was passed and is older than `wait_us`.
+    /// Returns how many.
+    pub(super) fn lose_passed(&mut self, newest: u64, threshold: u32, now_us: u32, wait_us: u32) -> u32 {
         let mut lost = 0;
         while self.last_passed != NONE {
             let first = self.first;
-            let passed_at = self.granted[usize::from(first)].passed_at;
-            if ((newest as u32).wrapping_sub(passed_at) as i32) < threshold as i32 {
+            let Granted { passed_at, at_us, .. } = self.granted[usize::from(first)];
+            let distance = (newest as u32).wrapping_sub(passed_at) as i32;
+            if distance < threshold as i32 && now_us.wrapping_sub(at_us) < wait_us {
                 break;
             }
             self.lose(first);
             lost += 1;
         }
         lost
+    }
+
+    /// How long ago the first of what has been passed was granted.
+    pub(super) fn passed_age_us(&self, now_us: u32) -> Option<u32> {
+        let first = self.granted.get(usize::from(self.first)).filter(|_| self.last_passed != NONE)?;
+        Some(now_us.wrapping_sub(first.at_us))
     }
 
     /// Takes all that is granted for lost. Returns how many.

@@ -1,5 +1,7 @@
 //! How long things take on a path: the round trip through the network, its shortest of late, and the time in which the supplier responds.
 
+use crate::packet::limits::PROBE_FIRST_NS;
+
 /// For how long the shortest round trip counts, at least; at most twice as long.
 const SHORTEST_NS: u64 = 5_000_000_000;
 
@@ -59,6 +61,9 @@ impl RoundTrip {
 
     /// After how long without any sign what was granted is taken for lost.
     pub(super) fn tail_timeout(&self) -> u64 {
+        if !self.is_known() {
+            return PROBE_FIRST_NS;
+        }
         let response = self.response[0].max(self.response[1]).max(self.smoothed);
         response + response / 8 + self.slack
     }

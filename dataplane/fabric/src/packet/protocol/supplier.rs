@@ -327,6 +327,8 @@ impl Supplier {
         for index in each(self.held) {
             if now >= self.slots[index].heard_ns.saturating_add(SERVE_IDLE_NS) {
                 self.release(index, to);
+                // If it does come again, it was not forgotten but slow.
+                self.slots[index].read = self.slots[index].read.wrapping_sub(1);
             }
         }
     }

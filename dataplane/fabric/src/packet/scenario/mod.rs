@@ -1,6 +1,7 @@
 //! The protocol in the simulated network: hosts with an endpoint each, transfers between them, and what came of it. For the acceptance
 //! tests and the benchmark, which measure the same things.
 
+mod draw;
 mod reno;
 mod world;
 
@@ -15,6 +16,7 @@ use super::protocol::seal::{Cipher, Protection};
 use crate::pool::BUFFER_BYTES;
 
 pub use super::port::sim::{Link, Reordering};
+pub use draw::LOSSES;
 pub use reno::{RenoFlow, RenoOutcome};
 pub use world::World;
 
