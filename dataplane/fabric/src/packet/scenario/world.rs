@@ -213,15 +213,6 @@ impl World {
         let wake = wakes.chain(self.renos.iter().map(Reno::wake)).min().unwrap_or(u64::MAX).max(self.now);
         let event = self.network.next_event().map_or(u64::MAX, |at| at.0);
         let at = wake.min(event);
-            for f in &self.fetches {
-                eprintln!(
-                    "{at} done {} {:?} {:?}",
-                    f.done,
-                    self.stations[f.station].endpoint.path_info(f.path),
-                    self.stations[f.station].endpoint.counters()
-                );
-            }
-        }
         if at > limit {
             return false;
         }
