@@ -57,7 +57,7 @@ pub struct Fabrics {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Udp {
-    /// Where velod listens (UDP); port 0 for any free one.
+    /// Where the first worker listens (UDP); port 0 for any free one.
     #[serde(deserialize_with = "value::address")]
     pub listen: SocketAddr,
     /// What other nodes are told to send to; none for the listened-on port on the address that a session comes from.
@@ -91,13 +91,13 @@ pub struct Xdp {
     pub interface: String,
     /// Queues of it, each with a worker.
     pub queues: Count,
-    /// The UDP port that is taken from the kernel on that interface.
+    /// The first UDP port that is taken from the kernel on that interface.
     pub port: u16,
 }
 
 impl Default for Xdp {
     fn default() -> Self {
-        Self { interface: String::new(), queues: Count::Auto, port: 7443 }
+        Self { interface: String::new(), queues: Count::Auto, port: 7510 }
     }
 }
 
@@ -105,9 +105,9 @@ impl Default for Xdp {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Dpdk {
-    /// A PCI address, or a virtual device with its arguments; empty for none.
+    /// The device in the words of the fabric's port; empty for none.
     pub device: String,
-    /// Velo's plugin for DPDK; empty for the one beside the executable.
+    /// Velo's plugin for DPDK; empty for the usual one.
     pub plugin: PathBuf,
     /// More arguments for the EAL.
     pub eal: Vec<String>,
@@ -117,7 +117,7 @@ pub struct Dpdk {
     /// Who forwards what is not for that network.
     #[serde(with = "value::optional")]
     pub gateway: Option<IpAddr>,
-    /// The UDP port.
+    /// The first UDP port.
     pub port: u16,
     /// Queues of the device, each with a worker.
     pub queues: Count,
@@ -131,7 +131,7 @@ impl Default for Dpdk {
             eal: Vec::new(),
             address: None,
             gateway: None,
-            port: 7444,
+            port: 7520,
             queues: Count::Auto,
         }
     }

@@ -232,6 +232,16 @@ impl Config {
         fabrics
     }
 
+    /// Those of them for which there is what they need: a device, for the ones that need one.
+    pub fn fabrics_with_device(&self) -> impl Iterator<Item = Fabric> {
+        let with_device = |fabric: &Fabric| match fabric {
+            Fabric::Dpdk => !self.fabric.dpdk.device.is_empty(),
+            Fabric::Xdp => !self.fabric.xdp.interface.is_empty(),
+            Fabric::Udp | Fabric::Tcp => true,
+        };
+        self.fabrics().into_iter().filter(with_device)
+    }
+
     /// The origin's URL, if there is one.
     pub fn origin_url(&self) -> Option<&str> {
         (!self.origin.url.is_empty()).then_some(self.origin.url.as_str())

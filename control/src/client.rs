@@ -108,8 +108,12 @@ pub struct SessionView {
     pub address: String,
     /// How long it has been up.
     pub up_ms: u64,
-    /// `tcp`, …
+    /// What carries what is read from it: `tcp`, `udp`, `xdp` or `dpdk`.
     pub fabric: String,
+    /// The round trip on a path to it in microseconds, where packets carry it.
+    pub rtt_us: Option<u64>,
+    /// How many of a million segments were lost there.
+    pub loss_ppm: Option<u64>,
     /// Content bytes received from it.
     pub received_bytes: u64,
     /// Content bytes sent to it.
@@ -139,6 +143,12 @@ pub struct PeerView {
     pub free_bytes: u64,
     /// Fabrics that it speaks.
     pub fabrics: Vec<String>,
+    /// What carries what is read from it, where there is a session with it.
+    pub fabric: Option<String>,
+    /// The round trip on a path to it in microseconds, where packets carry it.
+    pub rtt_us: Option<u64>,
+    /// How many of a million segments were lost there.
+    pub loss_ppm: Option<u64>,
     /// Its version of Velo.
     pub version: String,
     /// When its record was signed.

@@ -49,6 +49,8 @@ pub struct Setup {
     pub reach: Option<Reach>,
     /// Where its gossip is reached.
     pub gossip: SocketAddr,
+    /// Fabrics that its velod is to have, best first.
+    pub fabrics: Vec<String>,
     /// Members to begin with, from the join.
     pub seeds: Vec<Member>,
 }
@@ -265,7 +267,7 @@ impl Control {
                 gossip: self.setup.gossip,
                 zone: self.setup.zone.chars().filter(|c| !c.is_control()).take(32).collect(),
                 free_bytes,
-                fabrics: vec!["tcp".to_owned()],
+                fabrics: self.setup.fabrics.clone(),
                 software: env!("CARGO_PKG_VERSION").to_owned(),
                 authority: self.authority.is_some(),
                 left,

@@ -118,6 +118,7 @@ async fn serve(config: Config, stopped: watch::Receiver<bool>) -> anyhow::Result
         addresses: reach.advertised(&found),
         gossip: config.gossip.advertise.unwrap_or_else(|| reach.at(gossip_address)),
         reach: Some(reach),
+        fabrics: config.fabrics_with_device().map(|fabric| fabric.to_string()).collect(),
         seeds,
     };
     let control = Control::open(setup, velod, origin).await?;

@@ -2,8 +2,10 @@
 //! socket through which other programs ask for them.
 #![forbid(unsafe_code)]
 
+mod carrier;
 pub mod engine;
 mod error;
+mod fabrics;
 pub mod identity;
 mod join;
 pub mod local;
@@ -19,5 +21,6 @@ mod verify;
 mod worker;
 
 pub use error::store_error;
+pub use fabrics::FabricChoice;
 pub use join::{JoinError, join};
 pub use run::run;

@@ -1,13 +1,15 @@
 //! Counters that any thread adds to and [`crate::engine::EngineHandle::report`] reads.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use velo_fabric::FabricCounters;
+use velo_config::Fabric;
 use velo_fabric::pool::Pool;
+use velo_fabric::{FabricCounters, PathError};
 use velo_object::NodeId;
 
+use crate::carrier::{Carrier, PathHealth};
 use crate::engine::{PeerTraffic, Report};
 
 macro_rules! numbers {
@@ -77,12 +79,118 @@ pub(crate) fn add(counter: &AtomicU64, amount: u64) {
     counter.fetch_add(amount, Ordering::Relaxed);
 }
 
-/// Bytes exchanged with one peer.
+/// Why packets gave way to streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FallBack {
+    /// The peer said nothing of an offer.
+    Unanswered,
+    /// No packet has come back on new paths.
+    Unproven,
+    /// Paths stood still.
+    Stalled,
+    /// The peer ended them.
+    Closed,
+    /// The peer broke the protocol.
+    Protocol,
+    /// A device or socket failed.
+    Device,
+}
+
+impl FallBack {
+    const ALL: [Self; 6] =
+        [Self::Unanswered, Self::Unproven, Self::Stalled, Self::Closed, Self::Protocol, Self::Device];
+
+    /// What the end of a path means.
+    pub(crate) fn of(error: &PathError) -> Self {
+        match error {
+            PathError::Peer => Self::Closed,
+            PathError::Stalled { .. } | PathError::NotReading { .. } => Self::Stalled,
+            PathError::Protocol(_) => Self::Protocol,
+            _ => Self::Device,
+        }
+    }
+
+    /// The label of the metric.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Unanswered => "unanswered",
+            Self::Unproven => "unproven",
+            Self::Stalled => "stalled",
+            Self::Closed => "closed",
+            Self::Protocol => "protocol",
+            Self::Device => "device",
+        }
+    }
+
+    /// For people.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Self::Unanswered => "it does not answer offers",
+            Self::Unproven => "no packet has come back",
+            Self::Stalled => "nothing comes any more",
+            Self::Closed => "it has ended it",
+            Self::Protocol => "it broke the protocol",
+            Self::Device => "a device or socket of this node has failed",
+        }
+    }
+
+    /// What to do.
+    pub(crate) fn advice(self, fabric: Fabric) -> String {
+        match (self, fabric) {
+            (Self::Unproven | Self::Stalled, Fabric::Udp) => {
+                "let UDP pass between the nodes at the ports of `fabric.udp.listen`".to_owned()
+            }
+            (Self::Unproven | Self::Stalled, _) => {
+                format!("look at the link, and at the addresses and ports of `fabric.{fabric}`")
+            }
+            (Self::Device, _) => format!("see the log, and `fabric.{fabric}`"),
+            _ => "run the same release of velo on both nodes".to_owned(),
+        }
+    }
+}
+
+/// The packet fabrics, for counters of each.
+const PACKETS: [Fabric; 3] = [Fabric::Udp, Fabric::Xdp, Fabric::Dpdk];
+
+/// Bytes exchanged with one peer, and how.
 #[derive(Debug, Default)]
 pub(crate) struct PeerCounters {
     pub(crate) received_bytes: AtomicU64,
     pub(crate) sent_bytes: AtomicU64,
     pub(crate) bad_pieces: AtomicU64,
+    /// One more than the place of a packet fabric in [`PACKETS`]; 0 for streams.
+    fabric: AtomicU8,
+    rtt_us: AtomicU64,
+    loss_ppm: AtomicU64,
+}
+
+impl PeerCounters {
+    /// Says what carries what is read from the peer.
+    pub(crate) fn set_fabric(&self, fabric: Fabric) {
+        let place = PACKETS.iter().position(|packets| *packets == fabric).map_or(0, |at| at as u8 + 1);
+        self.fabric.store(place, Ordering::Relaxed);
+    }
+
+    /// Says how a path to the peer does.
+    pub(crate) fn set_health(&self, health: PathHealth) {
+        self.rtt_us.store(health.rtt_us, Ordering::Relaxed);
+        let sent = health.segments_arrived + health.segments_lost;
+        let loss_ppm = (health.segments_lost * 1_000_000).checked_div(sent).unwrap_or(0);
+        self.loss_ppm.store(loss_ppm, Ordering::Relaxed);
+    }
+
+    fn traffic(&self) -> PeerTraffic {
+        let get = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        let fabric = PACKETS.get(usize::from(self.fabric.load(Ordering::Relaxed)).wrapping_sub(1));
+        PeerTraffic {
+            received_bytes: get(&self.received_bytes),
+            sent_bytes: get(&self.sent_bytes),
+            bad_pieces: get(&self.bad_pieces),
+            fabric: fabric.copied().unwrap_or(Fabric::Tcp),
+            rtt_us: fabric.map(|_| get(&self.rtt_us)),
+            loss_ppm: fabric.map(|_| get(&self.loss_ppm)),
+        }
+    }
 }
 
 /// What one worker publishes: its line and its fabric's counters.
@@ -90,20 +198,39 @@ pub(crate) struct PeerCounters {
 pub(crate) struct WorkerNumbers {
     pub(crate) line: Mutex<String>,
     fabric: &'static str,
+    names: Vec<&'static str>,
     values: Vec<AtomicU64>,
 }
 
 impl WorkerNumbers {
-    pub(crate) fn new(fabric: &'static str) -> Self {
-        let values = FabricCounters::default().named().map(|_| AtomicU64::new(0)).collect();
-        Self { line: Mutex::default(), fabric, values }
+    pub(crate) fn new(carrier: &dyn Carrier) -> Self {
+        let mut names: Vec<_> = FabricCounters::default().named().map(|(name, _)| published(name)).collect();
+        carrier.own_counters(&mut |name, _| names.push(name));
+        let values = names.iter().map(|_| AtomicU64::new(0)).collect();
+        Self { line: Mutex::default(), fabric: carrier.name(), names, values }
     }
 
     /// Copies the fabric's counters out; the only writer is the worker.
-    pub(crate) fn publish(&self, counters: &FabricCounters) {
-        for ((_, value), slot) in counters.named().zip(&self.values) {
-            slot.store(value, Ordering::Relaxed);
-        }
+    pub(crate) fn publish(&self, carrier: &dyn Carrier) {
+        let mut slots = self.values.iter();
+        let mut store = |_: &'static str, value| {
+            if let Some(slot) = slots.next() {
+                slot.store(value, Ordering::Relaxed);
+            }
+        };
+        carrier.counters().named().for_each(|(name, value)| store(name, value));
+        carrier.own_counters(&mut store);
+    }
+}
+
+/// The name of a fabric's counter in the metrics.
+fn published(name: &'static str) -> &'static str {
+    match name {
+        "payload_bytes_in" => "received_bytes",
+        "payload_bytes_out" => "sent_bytes",
+        "bytes_in" => "wire_received_bytes",
+        "bytes_out" => "wire_sent_bytes",
+        other => other,
     }
 }
 
@@ -115,6 +242,8 @@ pub(crate) struct Metrics {
     pub(crate) planner: Mutex<velo_swarm::Counters>,
     pub(crate) workers: RwLock<Vec<Arc<WorkerNumbers>>>,
     pub(crate) pool: Mutex<Option<Pool>>,
+    /// How often each packet fabric gave way to streams, for each reason.
+    fall_backs: [[AtomicU64; FallBack::ALL.len()]; PACKETS.len()],
     notes: Mutex<Vec<String>>,
     peers: RwLock<HashMap<NodeId, Arc<PeerCounters>>>,
 }
@@ -136,6 +265,15 @@ impl Metrics {
         peers.entry(*node).or_default().clone()
     }
 
+    /// A packet fabric gave way to streams.
+    pub(crate) fn fell_back(&self, fabric: Fabric, why: FallBack) {
+        let fabric = PACKETS.iter().position(|packets| *packets == fabric);
+        let why = FallBack::ALL.iter().position(|reason| *reason == why);
+        if let (Some(fabric), Some(why)) = (fabric, why) {
+            add(&self.fall_backs[fabric][why], 1);
+        }
+    }
+
     /// Something that the operator should know; said once.
     pub(crate) fn note(&self, note: impl Into<String>) {
         let note = note.into();
@@ -155,20 +293,20 @@ impl Metrics {
         let mut counters = self.counters.named();
         let mut gauges = self.gauges.named();
         let workers = self.workers.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let names: Vec<_> = FabricCounters::default().named().map(|(name, _)| name).collect();
-        let fabrics: std::collections::BTreeSet<_> = workers.iter().map(|w| w.fabric).collect();
-        for fabric in fabrics {
-            for (at, name) in names.iter().enumerate() {
-                let of_fabric = workers.iter().filter(|worker| worker.fabric == fabric);
-                let sum = of_fabric.map(|worker| worker.values[at].load(Ordering::Relaxed)).sum();
-                let name = match *name {
-                    "payload_bytes_in" => "received_bytes",
-                    "payload_bytes_out" => "sent_bytes",
-                    "bytes_in" => "wire_received_bytes",
-                    "bytes_out" => "wire_sent_bytes",
-                    other => other,
-                };
-                counters.push((format!("fabric_{name}_total{{fabric=\"{fabric}\"}}"), sum));
+        let mut sums: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+        for worker in &workers {
+            for (name, value) in worker.names.iter().zip(&worker.values) {
+                *sums.entry((worker.fabric, name)).or_default() += value.load(Ordering::Relaxed);
+            }
+        }
+        counters.extend(
+            sums.into_iter()
+                .map(|((fabric, name), sum)| (format!("fabric_{name}_total{{fabric=\"{fabric}\"}}"), sum)),
+        );
+        for (fabric, reasons) in PACKETS.iter().zip(&self.fall_backs) {
+            for (why, count) in FallBack::ALL.iter().zip(reasons) {
+                let name = format!("fabric_fallbacks_total{{fabric=\"{fabric}\",reason=\"{}\"}}", why.name());
+                counters.push((name, count.load(Ordering::Relaxed)));
             }
         }
         let planner = *self.planner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -199,17 +337,7 @@ impl Metrics {
                 .map(|worker| worker.line.lock().unwrap_or_else(PoisonError::into_inner).clone())
                 .collect(),
             notes: self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            peers: peers
-                .iter()
-                .map(|(node, peer)| {
-                    let traffic = PeerTraffic {
-                        received_bytes: peer.received_bytes.load(Ordering::Relaxed),
-                        sent_bytes: peer.sent_bytes.load(Ordering::Relaxed),
-                        bad_pieces: peer.bad_pieces.load(Ordering::Relaxed),
-                    };
-                    (*node, traffic)
-                })
-                .collect(),
+            peers: peers.iter().map(|(node, peer)| (*node, peer.traffic())).collect(),
         }
     }
 }

@@ -74,8 +74,8 @@ pub(crate) fn auto_workers(cores: usize) -> usize {
     (cores / 4).clamp(1, 8)
 }
 
-/// Which core each worker is pinned to, or why none is.
-pub(crate) fn plan(pin: Pin, workers: usize, cores: &[Core]) -> Result<Vec<Core>, String> {
+/// Which core each worker is pinned to, or why none is. A worker whose device has a NUMA node gets a core of that node, if one is free.
+pub(crate) fn plan(pin: Pin, workers: &[Option<usize>], cores: &[Core]) -> Result<Vec<Core>, String> {
     match pin {
         Pin::Off => Err("pinning is off: `dataplane.pin` says so".into()),
         Pin::Auto if cores.len() < CORES_FOR_PINNING => Err(format!(
@@ -84,8 +84,32 @@ pub(crate) fn plan(pin: Pin, workers: usize, cores: &[Core]) -> Result<Vec<Core>
             cores.len()
         )),
         _ if cores.is_empty() => Err("pinning is off: the system does not say which cores there are".into()),
-        _ => Ok((0..workers).map(|worker| cores[worker % cores.len()]).collect()),
+        _ => {
+            let mut free = Vec::new();
+            let pick = |numa: &Option<usize>| {
+                if free.is_empty() {
+                    free = cores.to_vec();
+                }
+                let near = |core: &Core| numa.is_none_or(|numa| core.numa == numa);
+                free.remove(free.iter().position(near).unwrap_or(0))
+            };
+            Ok(workers.iter().map(pick).collect())
+        }
     }
+}
+
+/// Does something on the cores of one NUMA node: threads that it starts stay there, and what they touch first lies there.
+pub(crate) fn near<T>(numa: Option<usize>, cores: &[Core], work: impl FnOnce() -> T) -> T {
+    let mut set = CpuSet::new();
+    cores.iter().filter(|core| numa.is_none_or(|numa| core.numa == numa)).for_each(|core| set.set(core.cpu));
+    let before = sched_getaffinity(None).ok().filter(|_| set.count() > 0 && set.count() < cores.len() as u32);
+    let moved = before.filter(|_| sched_setaffinity(None, &set).is_ok());
+    let done = work();
+    if let Some(before) = moved {
+        // It was allowed before, so it is again.
+        let _ = sched_setaffinity(None, &before);
+    }
+    done
 }
 
 /// Pins the calling thread.
@@ -121,10 +145,22 @@ mod tests {
     #[test]
     fn small_machines_are_not_pinned_unless_told_to() {
         let cores: Vec<_> = (0..3).map(|cpu| Core { cpu, numa: 0, sibling: false }).collect();
-        assert!(plan(Pin::Auto, 1, &cores).is_err_and(|why| why.contains("3 cores")));
-        assert_eq!(plan(Pin::On, 1, &cores).map(|cores| cores.len()), Ok(1));
-        assert!(plan(Pin::Off, 1, &cores).is_err());
-        assert!(plan(Pin::On, 1, &[]).is_err());
+        assert!(plan(Pin::Auto, &[None], &cores).is_err_and(|why| why.contains("3 cores")));
+        assert_eq!(plan(Pin::On, &[None], &cores).map(|cores| cores.len()), Ok(1));
+        assert!(plan(Pin::Off, &[None], &cores).is_err());
+        assert!(plan(Pin::On, &[None], &[]).is_err());
+    }
+
+    #[test]
+    fn workers_are_near_their_devices() {
+        let cores: Vec<_> = (0..6).map(|cpu| Core { cpu, numa: cpu / 3, sibling: false }).collect();
+        let planned = |workers: &[Option<usize>]| -> Vec<usize> {
+            plan(Pin::On, workers, &cores).expect("cores").iter().map(|core| core.cpu).collect()
+        };
+        assert_eq!(planned(&[None, Some(1), Some(1), None]), [0, 3, 4, 1]);
+        assert_eq!(planned(&[Some(1); 4]), [3, 4, 5, 0], "more than there are cores near");
+        assert_eq!(planned(&[None; 8]), [0, 1, 2, 3, 4, 5, 0, 1], "more than there are cores");
+        assert_eq!(planned(&[Some(7)]), [0], "no core is near");
     }
 
     #[test]

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use velo_config::Poll;
 use velo_fabric::pool::Buffer;
 use velo_fabric::ring::{Consumer, Producer, Sleeper};
-use velo_fabric::tcp::{Tcp, TcpPath};
-use velo_fabric::{Completion, Fabric, PathId, Read, ReadError};
+use velo_fabric::{Completion, PathError, PathId, Read, ReadError};
 use velo_object::NodeId;
 
-use crate::metrics::WorkerNumbers;
+use crate::carrier::{AnyPath, Carrier};
+use crate::metrics::{PeerCounters, WorkerNumbers};
 use crate::target::Target;
 use crate::verify::{Check, Filled};
 
@@ -22,6 +22,8 @@ use crate::verify::{Check, Filled};
 const COMMANDS_PER_TURN: usize = 64;
 /// A busy worker's counters are copied out after so many turns.
 const PUBLISH_TURNS: u32 = 64;
+/// How often it is told how paths do.
+const HEALTH: Duration = Duration::from_millis(500);
 /// The longest sleep, so that counters are published and a stop is seen.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
 /// How long an idle worker spins before it sleeps, where it has a core to itself.
@@ -30,8 +32,8 @@ const SPIN: Duration = Duration::from_micros(30);
 /// What the engine tells a worker.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// A stream to a peer is this worker's from now on.
-    AddPath(Box<TcpPath>),
+    /// A path to a peer is this worker's from now on; how it does is written there.
+    AddPath(AnyPath, Arc<PeerCounters>),
     /// Post a read.
     Read(PathId, Read, Then),
     /// End a read.
@@ -60,13 +62,18 @@ pub(crate) enum WorkerEvent {
     Collected { path: PathId, tag: u64, buffer: Buffer },
     /// A read brought nothing.
     Failed { path: PathId, tag: u64, error: ReadError },
+    /// Packets have come through on a path.
+    PathProven { path: PathId },
     /// A path is gone.
-    PathClosed { path: PathId, peer: NodeId, error: String },
+    PathClosed { path: PathId, peer: NodeId, error: PathError },
 }
+
+/// Where it is written how each path does.
+type Paths = HashMap<PathId, Arc<PeerCounters>>;
 
 /// What a worker is made of.
 pub(crate) struct Worker {
-    pub(crate) fabric: Tcp,
+    pub(crate) fabric: Box<dyn Carrier>,
     pub(crate) commands: Consumer<Command>,
     pub(crate) events: Producer<WorkerEvent>,
     pub(crate) verifiers: Vec<Producer<Check>>,
@@ -85,21 +92,27 @@ impl Worker {
         let mut completions = Vec::with_capacity(256);
         let mut idle_since: Option<Instant> = None;
         let mut turns = 0u32;
+        let mut paths = HashMap::new();
+        let mut told = Instant::now();
         loop {
             let mut work = self.commands.pop_batch(&mut commands, COMMANDS_PER_TURN);
             for command in commands.drain(..) {
-                if !self.obey(command, &mut pending) {
+                if !self.obey(command, &mut pending, &mut paths) {
                     return Ok(());
                 }
             }
             let now = Instant::now();
             work += self.fabric.poll(now, &mut completions);
             for completion in completions.drain(..) {
-                self.complete(completion, &mut pending);
+                self.complete(completion, &mut pending, &mut paths);
             }
             turns = turns.wrapping_add(1);
             if turns.is_multiple_of(PUBLISH_TURNS) {
-                self.numbers.publish(&self.fabric.counters());
+                self.numbers.publish(&*self.fabric);
+                if now.duration_since(told) >= HEALTH {
+                    told = now;
+                    self.tell_health(&paths);
+                }
             }
             if work > 0 {
                 idle_since = None;
@@ -109,11 +122,16 @@ impl Worker {
                 return Ok(());
             }
             let since = *idle_since.get_or_insert_with(|| {
-                self.numbers.publish(&self.fabric.counters());
+                self.numbers.publish(&*self.fabric);
                 now
             });
             if self.poll == Poll::Busy || (self.spin && now.duration_since(since) < SPIN) {
                 std::hint::spin_loop();
+                continue;
+            }
+            if self.fabric.descriptor().is_none() {
+                // A device that wakes nobody.
+                std::thread::yield_now();
                 continue;
             }
             self.sleep(now)?;
@@ -130,13 +148,22 @@ impl Worker {
         )
     }
 
+    fn tell_health(&self, paths: &Paths) {
+        for (path, counters) in paths {
+            if let Some(health) = self.fabric.health(*path) {
+                counters.set_health(health);
+            }
+        }
+    }
+
     /// False where it is to stop.
-    fn obey(&mut self, command: Command, pending: &mut HashMap<u64, Then>) -> bool {
+    fn obey(&mut self, command: Command, pending: &mut HashMap<u64, Then>, paths: &mut Paths) -> bool {
         match command {
-            Command::AddPath(path) => {
-                let (id, peer) = (path.id, path.peer);
-                if let Err(error) = self.fabric.add_path(*path) {
-                    self.tell(WorkerEvent::PathClosed { path: id, peer, error: error.to_string() });
+            Command::AddPath(path, counters) => {
+                let (id, peer) = path.names();
+                match self.fabric.take(path) {
+                    Ok(()) => drop(paths.insert(id, counters)),
+                    Err(error) => self.tell(WorkerEvent::PathClosed { path: id, peer, error }),
                 }
             }
             Command::Read(path, read, then) => {
@@ -155,7 +182,7 @@ impl Worker {
         true
     }
 
-    fn complete(&mut self, completion: Completion, pending: &mut HashMap<u64, Then>) {
+    fn complete(&mut self, completion: Completion, pending: &mut HashMap<u64, Then>, paths: &mut Paths) {
         match completion {
             Completion::Read { path, tag, buffer, result } => match (pending.remove(&tag), result) {
                 (Some(Then::Verify(target, index)), Ok(bytes)) => {
@@ -171,9 +198,10 @@ impl Worker {
                 (None, Ok(_)) => {}
             },
             // Streams are proven by their handshake.
-            Completion::PathProven { .. } => {}
+            Completion::PathProven { path } => self.tell(WorkerEvent::PathProven { path }),
             Completion::PathClosed { path, peer, error } => {
-                self.tell(WorkerEvent::PathClosed { path, peer, error: error.to_string() });
+                paths.remove(&path);
+                self.tell(WorkerEvent::PathClosed { path, peer, error });
             }
         }
     }

@@ -91,7 +91,7 @@ impl Claim<'_> {
 /// The hello of a session, byte by byte (`dataplane/src/session/wire.rs`): its length, the number of the message, the version of the protocol,
 /// the cluster, the node, a boot of 1, no addresses, and no trust in the network.
 fn hello(cluster: [u8; 32], node: NodeId) -> Vec<u8> {
-    let body = [&[0, 1][..], &cluster, node.as_bytes(), &[1, 0, 0]].concat();
+    let body = [&[0, 2][..], &cluster, node.as_bytes(), &[1, 0, 0]].concat();
     [&(body.len() as u32).to_le_bytes()[..], &body].concat()
 }
 

@@ -106,6 +106,14 @@ pub fn seconds(seconds: f64) -> String {
     }
 }
 
+/// ` (0.25 ms, 0.01 % lost)`: how a path does, where that is known.
+pub fn link(rtt_us: Option<u64>, loss_ppm: Option<u64>) -> String {
+    let rtt = rtt_us.map(|us| format!("{:.2} ms", us as f64 / 1000.0));
+    let loss = loss_ppm.map(|ppm| format!("{:.2} % lost", ppm as f64 / 10_000.0));
+    let known: Vec<_> = rtt.into_iter().chain(loss).collect();
+    if known.is_empty() { String::new() } else { format!(" ({})", known.join(", ")) }
+}
+
 /// `2026-11-21 09:15:00` (UTC) of milliseconds since 1970.
 pub fn date(ms: u64) -> String {
     let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms);
@@ -158,6 +166,8 @@ mod tests {
         assert_eq!(count(1, "file"), "1 file");
         assert_eq!(count(1_020_000, "file"), "1,020,000 files");
         assert_eq!(seconds(250.0), "4 min 10 s");
+        assert_eq!(link(Some(250), Some(100)), " (0.25 ms, 0.01 % lost)");
+        assert_eq!(link(None, None), "");
         assert_eq!(date(0), "1970-01-01 00:00:00");
     }
 

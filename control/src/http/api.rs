@@ -110,6 +110,8 @@ pub(super) async fn status(State(app): State<App>) -> Answer<StatusView> {
         address: session.address.to_string(),
         up_ms: session.up_ms,
         fabric: session.fabric,
+        rtt_us: session.rtt_us,
+        loss_ppm: session.loss_ppm,
         received_bytes: session.received_bytes,
         sent_bytes: session.sent_bytes,
         bad_pieces: session.bad_pieces,
@@ -139,9 +141,12 @@ pub(super) async fn status(State(app): State<App>) -> Answer<StatusView> {
 
 pub(super) async fn peers(State(app): State<App>) -> Json<Vec<PeerView>> {
     let control = &app.control;
+    // A velod that is down has no sessions.
+    let sessions = control.velod.status().await.map(|status| status.sessions).unwrap_or_default();
     let roster = control.roster();
     let peers = roster.iter().map(|entry| {
         let record = &entry.member.record;
+        let session = sessions.iter().find(|session| session.node == entry.member.node());
         PeerView {
             node: entry.member.node().to_hex(),
             name: record.name.clone(),
@@ -152,6 +157,9 @@ pub(super) async fn peers(State(app): State<App>) -> Json<Vec<PeerView>> {
             this: entry.member.node() == control.node,
             free_bytes: record.free_bytes,
             fabrics: record.fabrics.clone(),
+            fabric: session.map(|session| session.fabric.clone()),
+            rtt_us: session.and_then(|session| session.rtt_us),
+            loss_ppm: session.and_then(|session| session.loss_ppm),
             version: record.software.clone(),
             updated_ms: record.version,
         }
@@ -166,6 +174,9 @@ pub(super) async fn peers(State(app): State<App>) -> Json<Vec<PeerView>> {
         this: false,
         free_bytes: 0,
         fabrics: Vec::new(),
+        fabric: None,
+        rtt_us: None,
+        loss_ppm: None,
         version: String::new(),
         updated_ms: 0,
     });

@@ -46,6 +46,7 @@ fn setup(dir: &TempDir, name: &str, port: u16) -> Setup {
         addresses: vec![([127, 0, 0, 1], port).into()],
         gossip: ([127, 0, 0, 1], port).into(),
         reach: None,
+        fabrics: vec!["tcp".to_owned()],
         seeds: Vec::new(),
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use velo_object::{BlobId, NodeId, ObjectId, PieceSet};
 
 /// Version of the messages; both sides refuse another.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 /// The largest frame, in bytes.
 pub const MAX_FRAME_BYTES: usize = 8 << 20;
 /// The most descriptors beside one frame (the kernel's SCM_MAX_FD is 253).
@@ -437,8 +437,12 @@ pub struct SessionStatus {
     pub address: SocketAddr,
     /// How long it has been up.
     pub up_ms: u64,
-    /// `tcp`, …
+    /// What carries what is read from it: `tcp`, `udp`, `xdp` or `dpdk`.
     pub fabric: String,
+    /// The round trip on a path to it in microseconds, where packets carry it.
+    pub rtt_us: Option<u64>,
+    /// How many of a million segments were lost there.
+    pub loss_ppm: Option<u64>,
     /// Content bytes received from it.
     pub received_bytes: u64,
     /// Content bytes sent to it.

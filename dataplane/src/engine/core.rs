@@ -15,6 +15,7 @@ use super::exchange::HeldHave;
 use super::handle::Shared;
 use super::inbox::Input;
 use super::job::Job;
+use super::packets::PacketFabric;
 use super::peers::{PathPlace, PeerMap, Peers};
 use super::task::TaskQueue;
 use super::want::{Ask, AskTag, Want};
@@ -96,7 +97,12 @@ pub(super) struct Engine {
     pub(super) pool: Pool,
     pub(super) store: Store,
     pub(super) tasks: TaskQueue,
+    /// Those of TCP first.
     pub(super) workers: Vec<WorkerPort>,
+    pub(super) tcp_workers: usize,
+    /// The packet fabrics that this node has, and where TCP stands among them in the order of preference.
+    pub(super) packets: Vec<PacketFabric>,
+    pub(super) tcp_rank: u8,
     pub(super) verifiers: Vec<VerifierPort>,
     pub(super) sleeper: Sleeper,
     pub(super) epoch: Instant,
@@ -125,6 +131,12 @@ pub(super) struct Engine {
     pub(super) to_tell: HashSet<NodeId>,
     pub(super) paths: HashMap<PathId, PathPlace>,
     pub(super) next_path: PathId,
+    /// Packet paths, and the most that there may be.
+    pub(super) packet_paths: usize,
+    pub(super) packet_paths_max: usize,
+    /// The serial number of the last packet path.
+    pub(super) path_serial: u64,
+    pub(super) next_offer: u32,
     pub(super) next_want: u64,
 
     pub(super) next_news: u64,
@@ -245,6 +257,7 @@ impl Engine {
 
     fn tick(&mut self, now: u64) {
         self.dial(now);
+        self.look_after_packets(now);
         self.fail_pathless(now);
         self.find_waiting_jobs(now);
         self.forget_old_jobs(now);

@@ -7,10 +7,11 @@ use velo_object::{BlobId, NodeId, PIECE_BYTES, PieceSet, Pieces};
 use velo_swarm::{Failure, Have, SourceInfo};
 
 use super::core::Engine;
-use super::peers::{PathPlace, Peer};
+use super::peers::{PathPlace, Peer, PeerPath, SessionFacts};
 use super::pulls::ASKED_UNASKED;
 use super::task::{HaveMap, Task};
 use super::want::Stage;
+use crate::carrier::AnyPath;
 use crate::metrics::add;
 use crate::session::{PeerMessage, SessionEvent};
 use crate::worker::Command;
@@ -55,7 +56,13 @@ impl Engine {
 
     pub(super) fn session_event(&mut self, now: u64, event: SessionEvent) {
         match event {
-            SessionEvent::Up { node, .. } => self.session_up(node),
+            SessionEvent::Up { node, address, incoming, keying } => {
+                self.session_up(node);
+                let first_serial = self.path_serial;
+                let address = address.ip().to_canonical();
+                let facts = SessionFacts { keying, dialled: !incoming, address, first_serial };
+                self.peer(node).packets.session = Some(facts);
+            }
             SessionEvent::Down { node, .. } => self.session_down(now, node),
             SessionEvent::Message { node, message } => self.message(now, node, message),
             SessionEvent::Stream { node, stream } => {
@@ -64,26 +71,32 @@ impl Engine {
                     tracing::debug!(peer = node.short(), "a data stream without a session is dropped");
                     return;
                 }
-                if self.peer(node).paths.len() >= PATHS_PER_PEER {
+                let rank = self.tcp_rank;
+                let streams = self.peer(node).paths.iter().filter(|path| path.rank == rank).count();
+                if streams >= PATHS_PER_PEER {
                     add(&self.shared.metrics.counters.peer_limit_total, 1);
                     return;
                 }
                 let id = self.next_path;
                 self.next_path += 1;
-                let worker = self.next_path as usize % self.workers.len();
-                self.paths.insert(id, PathPlace { worker, node });
+                let worker = self.next_path as usize % self.tcp_workers;
+                self.paths.insert(id, PathPlace { worker, node, kind: None });
                 let peer = self.peer(node);
-                peer.paths.push((id, 0));
+                peer.paths.push(PeerPath { id, reads: 0, rank, usable: true });
                 if !peer.queue.is_empty() {
                     self.queued_peers.insert(node);
                 }
                 let path = TcpPath { id, peer: node, stream: stream.tcp, tls: stream.tls };
-                self.workers[worker].send(Command::AddPath(Box::new(path)));
+                let command =
+                    Command::AddPath(AnyPath::Tcp(Box::new(path)), self.peer(node).counters.clone());
+                self.workers[worker].send(command);
             }
         }
     }
 
     fn session_up(&mut self, node: NodeId) {
+        // Their keys are those of the session that was up before.
+        self.end_packets(node);
         let peer = self.peer(node);
         // Where one was up, a new session took its place: the peer may have started anew and knows nothing of us.
         let interested = std::mem::take(&mut peer.interested);
@@ -111,11 +124,12 @@ impl Engine {
         for tag in peer.queue.drain(..) {
             self.asks.remove(&tag);
         }
-        for (path, _) in &peer.paths {
-            if let Some(place) = self.paths.get(path) {
-                self.workers[place.worker].send(Command::Close(*path));
+        for path in &peer.paths {
+            if let Some(place) = self.paths.get(&path.id) {
+                self.workers[place.worker].send(Command::Close(path.id));
             }
         }
+        self.end_packets(node);
         self.queued_peers.remove(&node);
         self.to_tell.remove(&node);
         self.held.retain(|held| held.node != node);
@@ -191,6 +205,7 @@ impl Engine {
                     self.open_streams(now, node);
                 }
             }
+            PeerMessage::Paths(message) => self.paths_said(now, node, message),
         }
     }
 
@@ -209,15 +224,20 @@ impl Engine {
         }
     }
 
-    /// Asks for streams where a peer has fewer than it should.
+    /// Sees to it that something can be read from a peer: offers it packet paths, and asks for streams where it has fewer than it should
+    /// and no packets carry what is read from it.
     pub(super) fn open_streams(&mut self, now: u64, node: NodeId) {
-        let most = self.settings.streams_per_peer;
+        self.offer_paths(now, node);
+        let (most, tcp) = (self.settings.streams_per_peer, self.tcp_rank);
         let peer = self.peer(node);
+        if peer.is_carried_by_packets(tcp) || peer.packets.may_prove_soon(now) {
+            return;
+        }
+        let streams = peer.paths.iter().filter(|path| path.rank == tcp).count();
         let asked = peer.streams_asked_at.is_some_and(|at| now < at + STREAMS_US);
-        if peer.up && !asked && peer.paths.len() < most {
+        if peer.up && !asked && streams < most {
             peer.streams_asked_at = Some(now);
-            let count = most - peer.paths.len();
-            self.sessions.open_streams(node, count);
+            self.sessions.open_streams(node, most - streams);
         }
     }
 
@@ -349,7 +369,7 @@ impl Engine {
         for node in self.queued_peers.clone() {
             let Some(peer) = self.peers.get_mut(&node) else { continue };
             let late = peer.streams_asked_at.is_some_and(|at| now >= at + STREAMS_US);
-            if peer.paths.is_empty() && late {
+            if !peer.has_path() && late {
                 let tags: Vec<_> = peer.queue.drain(..).collect();
                 for tag in tags {
                     self.asks.remove(&tag);

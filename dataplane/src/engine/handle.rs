@@ -31,8 +31,8 @@ pub struct PullRequest {
     pub sizes: Vec<Option<u64>>,
 }
 
-/// Content bytes exchanged with one peer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// Content bytes exchanged with one peer, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerTraffic {
     /// Content bytes received from it.
     pub received_bytes: u64,
@@ -40,6 +40,19 @@ pub struct PeerTraffic {
     pub sent_bytes: u64,
     /// Pieces from it that did not verify.
     pub bad_pieces: u64,
+    /// What carries what is read from it.
+    pub fabric: velo_config::Fabric,
+    /// The round trip on a path to it, where packets carry it.
+    pub rtt_us: Option<u64>,
+    /// How many of a million segments were lost there.
+    pub loss_ppm: Option<u64>,
+}
+
+impl Default for PeerTraffic {
+    fn default() -> Self {
+        let fabric = velo_config::Fabric::Tcp;
+        Self { received_bytes: 0, sent_bytes: 0, bad_pieces: 0, fabric, rtt_us: None, loss_ppm: None }
+    }
 }
 
 /// What engine, workers and verifiers have to say for [`velo_socket::Status`].

@@ -9,6 +9,7 @@ mod fatal;
 mod handle;
 mod inbox;
 mod job;
+mod packets;
 mod peers;
 mod pulls;
 mod reads;

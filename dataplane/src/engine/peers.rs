@@ -1,17 +1,22 @@
 //! What the engine knows of each node it may speak to: its session, its paths, who is interested in what.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use velo_fabric::PathId;
 use velo_object::{BlobId, NodeId};
 use velo_swarm::Tag;
 
+use super::packets::{retry_at, was_good};
 use crate::metrics::PeerCounters;
-use crate::session::PeerMessage;
+use crate::session::paths::{PacketKind, PathEnd};
+use crate::session::{PathKeying, PeerMessage};
 
 /// How long a peer may take to answer before nobody counts on it.
 const ANSWER_US: u64 = 3_000_000;
+/// How long streams wait for the first packet paths of a session.
+const STREAMS_WAIT_US: u64 = 150_000;
 
 /// The engine's way to other nodes. None of it blocks.
 pub trait Peers: Send {
@@ -41,8 +46,10 @@ pub(super) struct Peer {
     pub(super) streams_asked_at: Option<u64>,
     /// Whether the planner knows it as a source.
     pub(super) source: bool,
-    /// Its streams, and how many reads are outstanding on each.
-    pub(super) paths: Vec<(PathId, u32)>,
+    /// Its streams and packet paths.
+    pub(super) paths: Vec<PeerPath>,
+    /// How far it is with packet fabrics.
+    pub(super) packets: PeerPackets,
     /// Reads that wait for a path or a buffer.
     pub(super) queue: VecDeque<Tag>,
     /// What it wants to hear of.
@@ -70,6 +77,7 @@ impl Peer {
             streams_asked_at: None,
             source: false,
             paths: Vec::new(),
+            packets: PeerPackets::default(),
             queue: VecDeque::new(),
             interested: HashSet::new(),
             lookups: 0,
@@ -103,17 +111,152 @@ impl Peer {
         self.dialling && self.failures == 0 && self.dialled_at.is_some_and(|at| now < at + ANSWER_US)
     }
 
-    /// Its path with the fewest outstanding reads, if one takes more.
-    pub(super) fn free_path(&mut self, most: u32) -> Option<&mut (PathId, u32)> {
-        self.paths.iter_mut().min_by_key(|(_, reads)| *reads).filter(|(_, reads)| *reads < most)
+    /// Whether something can be read from it now.
+    pub(super) fn has_path(&self) -> bool {
+        self.paths.iter().any(|path| path.usable)
+    }
+
+    /// Whether packets carry what is read from it.
+    pub(super) fn is_carried_by_packets(&self, tcp_rank: u8) -> bool {
+        self.paths.iter().any(|path| path.usable && path.rank < tcp_rank)
+    }
+
+    /// Of the best fabric's paths the one with the fewest outstanding reads, if one takes more.
+    pub(super) fn free_path(&mut self, most: u32) -> Option<&mut PeerPath> {
+        let best = self.paths.iter().filter(|path| path.usable).map(|path| path.rank).min()?;
+        let of_best = self.paths.iter_mut().filter(|path| path.usable && path.rank == best);
+        of_best.min_by_key(|path| path.reads).filter(|path| path.reads < most)
     }
 }
 
-/// Which worker has a path, and to whom it leads.
+/// One path to a peer.
+#[derive(Debug)]
+pub(super) struct PeerPath {
+    pub(super) id: PathId,
+    /// Reads outstanding on it.
+    pub(super) reads: u32,
+    /// Its fabric's place in the order of preference: lower is better.
+    pub(super) rank: u8,
+    /// Whether it takes reads: a packet path does not before it is proven.
+    pub(super) usable: bool,
+}
+
+/// What of a session packet paths are made of.
+#[derive(Debug, Clone)]
+pub(super) struct SessionFacts {
+    pub(super) keying: PathKeying,
+    /// Whether this node dialled.
+    pub(super) dialled: bool,
+    /// The peer's address as the session sees it.
+    pub(super) address: IpAddr,
+    /// The serial number of the last path before it.
+    pub(super) first_serial: u64,
+}
+
+/// An offer that waits for its answer.
+#[derive(Debug)]
+pub(super) struct Offered {
+    pub(super) number: u32,
+    pub(super) at: u64,
+    /// What was offered: this side's ends, and the worker of each.
+    pub(super) ends: Vec<(PacketKind, Vec<(usize, PathEnd)>)>,
+}
+
+/// The paths of one packet fabric.
+#[derive(Debug)]
+pub(super) struct PathSet {
+    pub(super) kind: PacketKind,
+    pub(super) rank: u8,
+    pub(super) paths: Vec<PathId>,
+    /// Since when it is so: being proven, or proven.
+    pub(super) since: u64,
+    pub(super) proven: bool,
+}
+
+/// How often a fabric has failed lately, and until when it rests.
+#[derive(Debug)]
+struct Rest {
+    kind: PacketKind,
+    failures: u32,
+    until: u64,
+}
+
+/// How far a peer is with packet fabrics.
+#[derive(Debug, Default)]
+pub(super) struct PeerPackets {
+    /// While a session is up.
+    pub(super) session: Option<SessionFacts>,
+    pub(super) offered: Option<Offered>,
+    /// When an offer of its was last taken.
+    pub(super) offer_taken_at: Option<u64>,
+    /// At most one of each kind.
+    pub(super) sets: Vec<PathSet>,
+    /// When the first attempt of this session began, until it has ended in whatever way.
+    pub(super) began: Option<u64>,
+    /// Whether there was one.
+    tried: bool,
+    rests: Vec<Rest>,
+}
+
+impl PeerPackets {
+    /// An attempt begins.
+    pub(super) fn begin(&mut self, now: u64) {
+        if !std::mem::replace(&mut self.tried, true) {
+            self.began = Some(now);
+        }
+    }
+
+    /// Whether streams are worth waiting with.
+    pub(super) fn may_prove_soon(&self, now: u64) -> bool {
+        self.began.is_some_and(|at| now < at + STREAMS_WAIT_US)
+    }
+
+    /// Whether a fabric may be offered.
+    pub(super) fn may_try(&self, now: u64, kind: PacketKind) -> bool {
+        self.rests.iter().all(|rest| rest.kind != kind || now >= rest.until)
+    }
+
+    /// A fabric has failed: it rests, longer each time.
+    pub(super) fn failed(&mut self, now: u64, kind: PacketKind) {
+        let rest = self.rest(kind);
+        rest.failures = rest.failures.saturating_add(1);
+        rest.until = retry_at(now, rest.failures);
+    }
+
+    /// The paths of a fabric that has failed were good for long: that it failed before counts no more.
+    pub(super) fn forgive(&mut self, now: u64, kind: PacketKind) {
+        if self.sets.iter().any(|set| set.kind == kind && set.proven && was_good(now, set.since)) {
+            self.rest(kind).failures = 0;
+        }
+    }
+
+    /// The peer does not have a fabric, or not so that it could be reached: not in this session.
+    pub(super) fn never(&mut self, kind: PacketKind) {
+        self.rest(kind).until = u64::MAX;
+    }
+
+    fn rest(&mut self, kind: PacketKind) -> &mut Rest {
+        let at = self.rests.iter().position(|rest| rest.kind == kind).unwrap_or_else(|| {
+            self.rests.push(Rest { kind, failures: 0, until: 0 });
+            self.rests.len() - 1
+        });
+        &mut self.rests[at]
+    }
+
+    /// Forgets what belongs to a session that has ended. What has failed rests on.
+    pub(super) fn session_ended(&mut self) {
+        self.rests.retain(|rest| rest.until != u64::MAX);
+        let rests = std::mem::take(&mut self.rests);
+        *self = Self { rests, ..Self::default() };
+    }
+}
+
+/// Which worker has a path, to whom it leads, and of which packet fabric it is, if it is no stream.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PathPlace {
     pub(super) worker: usize,
     pub(super) node: NodeId,
+    pub(super) kind: Option<PacketKind>,
 }
 
 /// Where peers are found.

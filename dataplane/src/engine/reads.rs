@@ -9,6 +9,7 @@ use velo_socket::{Error, ErrorCode};
 use velo_swarm::{Accusation, Action, Arrival, Blame, DropReason, Failure};
 
 use super::core::Engine;
+use super::peers::PathPlace;
 use super::task::{Arrived, OutboardFault, SentOutboard, Task};
 use super::want::{Ask, AskTag, Asked, Stage, Want};
 use crate::metrics::add;
@@ -110,9 +111,9 @@ impl Engine {
             return;
         }
         // The paths that do not have it ignore this.
-        for (path, _) in &peer.paths {
-            if let Some(place) = self.paths.get(path) {
-                self.workers[place.worker].send(Command::Cancel(*path, tag));
+        for path in &peer.paths {
+            if let Some(place) = self.paths.get(&path.id) {
+                self.workers[place.worker].send(Command::Cancel(path.id, tag));
             }
         }
     }
@@ -132,14 +133,14 @@ impl Engine {
                     peer.queue.pop_front();
                     continue;
                 }
-                if peer.paths.is_empty() {
+                if !peer.has_path() {
                     self.open_streams(now, node);
                     break;
                 }
                 let Some(path) = peer.free_path(self.settings.reads_per_path) else { break };
                 let Some(buffer) = self.pool.take() else { return };
-                path.1 += 1;
-                let path = path.0;
+                path.reads += 1;
+                let path = path.id;
                 peer.queue.pop_front();
                 self.post(now, tag, path, buffer);
             }
@@ -170,8 +171,8 @@ impl Engine {
     fn path_done(&mut self, path: PathId) -> Option<NodeId> {
         let node = self.paths.get(&path)?.node;
         let peer = self.peers.get_mut(&node)?;
-        if let Some((_, reads)) = peer.paths.iter_mut().find(|(id, _)| *id == path) {
-            *reads = reads.saturating_sub(1);
+        if let Some(path) = peer.paths.iter_mut().find(|known| known.id == path) {
+            path.reads = path.reads.saturating_sub(1);
         }
         Some(node)
     }
@@ -202,11 +203,15 @@ impl Engine {
                     self.planner.handle_failed(now, tag, failure);
                 }
             }
+            WorkerEvent::PathProven { path } => self.path_proven(now, path),
             WorkerEvent::PathClosed { path, peer: node, error } => {
-                self.paths.remove(&path);
-                tracing::debug!(peer = node.short(), path, error, "a data stream has ended");
+                let place = self.paths.remove(&path);
+                tracing::debug!(peer = node.short(), path, %error, "a path has ended");
                 if let Some(peer) = self.peers.get_mut(&node) {
-                    peer.paths.retain(|(id, _)| *id != path);
+                    peer.paths.retain(|known| known.id != path);
+                }
+                if let Some(PathPlace { kind: Some(kind), .. }) = place {
+                    self.packet_path_closed(now, node, path, kind, &error);
                 }
             }
         }

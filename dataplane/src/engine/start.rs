@@ -6,7 +6,9 @@ use std::sync::{Arc, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use velo_config::{Pin, Poll};
+use velo_config::{Fabric, Pin, Poll};
+use velo_fabric::packet::protocol::EndpointOptions;
+use velo_fabric::packet::supply::Threads;
 use velo_fabric::pool::Pool;
 use velo_fabric::ring::{Sleeper, ring};
 use velo_fabric::tcp::{READS_PER_PATH, Tcp, TcpOptions};
@@ -17,8 +19,11 @@ use velo_swarm::{Limits, Planner};
 use super::core::{Engine, Settings, VerifierPort, WorkerPort};
 use super::fatal::EndsProcess;
 use super::handle::{EngineHandle, Shared};
+use super::packets::PacketFabric;
 use super::peers::Peers;
 use super::task::TaskQueue;
+use crate::carrier::Carrier;
+use crate::fabrics::{self, FabricChoice};
 use crate::metrics::{Metrics, WorkerNumbers};
 use crate::serve::StoreServe;
 use crate::topology::{self, Core};
@@ -32,8 +37,17 @@ const POOL_MAX_BYTES: u64 = 4 << 30;
 /// The part of the configured memory that buffers get. The rest is for what TLS has to send, for have-maps, outboards
 /// and the store's index.
 const POOL_SHARE: u64 = 2;
-/// The part that all workers together have for encrypted bytes that peers have not taken.
-const SEND_SHARE: u64 = 4;
+/// The part that all workers of TCP together have for encrypted bytes that peers have not taken.
+const SEND_SHARE: u64 = 8;
+/// The part that all packet workers together have for what peers ask for, and the part for the state of packet paths.
+const SERVE_SHARE: u64 = 8;
+const PATHS_SHARE: u64 = 16;
+/// Memory of one packet path.
+const PATH_BYTES: usize = 64 << 10;
+/// The least that a packet worker has for what peers ask for.
+const SERVE_MIN_BYTES: u64 = 4 * PIECE_BYTES;
+/// Threads that read what peers ask of one packet worker, where there are cores for them.
+const READERS: usize = 2;
 
 /// What a [`DataPlane`] is made with.
 #[derive(Debug, Clone)]
@@ -54,6 +68,8 @@ pub struct DataPlaneOptions {
     pub streams_per_peer: usize,
     /// A peer that sends nothing for this long with reads outstanding is dropped.
     pub stall_timeout: Duration,
+    /// What moves pieces, best first.
+    pub fabrics: FabricChoice,
 }
 
 impl DataPlaneOptions {
@@ -74,6 +90,7 @@ impl DataPlaneOptions {
             memory_bytes: config.dataplane.memory.0,
             streams_per_peer: config.net.streams_per_peer.into(),
             stall_timeout: Duration::from_millis(config.net.stall_timeout_ms),
+            fabrics: FabricChoice::from_config(config),
         }
     }
 }
@@ -116,11 +133,6 @@ impl DataPlane {
         let pool = Pool::new((options.memory_bytes / POOL_SHARE).clamp(8 * PIECE_BYTES, POOL_MAX_BYTES))?;
         let buffers = pool.capacity();
         *metrics.pool.lock().unwrap_or_else(PoisonError::into_inner) = Some(pool.clone());
-        let pins = topology::plan(options.pin, worker_count, &cores);
-        if let Err(why) = &pins {
-            tracing::info!("{why}");
-        }
-
         let mut verifier_ports = Vec::new();
         let mut verifiers: Vec<_> = Vec::new();
         for _ in 0..verifier_count {
@@ -131,8 +143,16 @@ impl DataPlane {
             verifiers.push(Verifier { inputs: vec![input], verdicts, sleeper: own });
         }
         let serve = Arc::new(StoreServe { store: store.clone(), metrics: metrics.clone() });
+        let planned = plan_workers(&options, worker_count, &cores, &serve, &metrics)?;
+        let Planned { carriers, packets, tcp_rank } = planned;
+        let near: Vec<_> = carriers.iter().map(|(_, numa, _)| *numa).collect();
+        let pins = topology::plan(options.pin, &near, &cores);
+        if let Err(why) = &pins {
+            tracing::info!("{why}");
+        }
+        let spin = cores.len() >= 2 * (carriers.len() + 1);
         let mut worker_ports = Vec::new();
-        for at in 0..worker_count {
+        for (at, (fabric, _, words)) in carriers.into_iter().enumerate() {
             let own = Sleeper::new()?;
             let (commands, obeyed) = ring(RING, own.waker());
             let (events, heard) = ring(RING, sleeper.waker());
@@ -142,19 +162,16 @@ impl DataPlane {
                 verifier.inputs.push(pop);
                 to_verifiers.push(push);
             }
-            let mut tcp = TcpOptions { stall_timeout: options.stall_timeout, ..TcpOptions::default() };
-            let send_share = options.memory_bytes / SEND_SHARE / worker_count as u64;
-            tcp.send_memory_bytes = tcp.send_memory_bytes.min(send_share as usize);
-            let numbers = Arc::new(WorkerNumbers::new("tcp"));
+            let numbers = Arc::new(WorkerNumbers::new(&*fabric));
             metrics.workers.write().unwrap_or_else(PoisonError::into_inner).push(numbers.clone());
             let worker = Worker {
-                fabric: Tcp::new(tcp, serve.clone())?,
+                fabric,
                 commands: obeyed,
                 events,
                 verifiers: to_verifiers,
                 sleeper: own,
                 poll: options.poll,
-                spin: cores.len() >= 2 * (worker_count + 1),
+                spin,
                 numbers,
             };
             let core = pins.as_ref().ok().map(|pins| pins[at]);
@@ -163,10 +180,9 @@ impl DataPlane {
             threads.push(Builder::new().name(format!("velod-worker-{at}")).spawn(move || {
                 let _end = EndsProcess;
                 let line = pinned(core, &metrics);
-                *worker.numbers.line.lock().unwrap_or_else(PoisonError::into_inner) = format!(
-                    "tcp {at}: {line}, poll {}",
-                    if poll == Poll::Busy { "busy" } else { "adaptive" }
-                );
+                let poll = if poll == Poll::Busy { "busy" } else { "adaptive" };
+                *worker.numbers.line.lock().unwrap_or_else(PoisonError::into_inner) =
+                    format!("{words}: {line}, poll {poll}");
                 if let Err(error) = worker.run() {
                     metrics.note(format!("worker {at} has ended: {error}; restart velod"));
                 }
@@ -197,6 +213,9 @@ impl DataPlane {
             store,
             tasks,
             workers: worker_ports,
+            tcp_workers: worker_count,
+            packets,
+            tcp_rank,
             verifiers: verifier_ports,
             sleeper,
             epoch: Instant::now(),
@@ -215,6 +234,10 @@ impl DataPlane {
             to_tell: HashSet::new(),
             paths: HashMap::new(),
             next_path: 1,
+            packet_paths: 0,
+            packet_paths_max: (options.memory_bytes / PATHS_SHARE) as usize / PATH_BYTES,
+            path_serial: 0,
+            next_offer: 0,
             next_want: 1,
             next_news: 0,
             next_board: 0,
@@ -227,6 +250,63 @@ impl DataPlane {
         })?);
         Ok(RunningDataPlane { handle, threads })
     }
+}
+
+/// A fabric for a worker, the NUMA node of its device, and its name in the status.
+type PlannedWorker = (Box<dyn Carrier>, Option<usize>, String);
+
+/// The workers, those of TCP first, and the packet fabrics that the others drive.
+struct Planned {
+    carriers: Vec<PlannedWorker>,
+    packets: Vec<PacketFabric>,
+    tcp_rank: u8,
+}
+
+fn plan_workers(
+    options: &DataPlaneOptions,
+    tcp_workers: usize,
+    cores: &[Core],
+    serve: &Arc<StoreServe>,
+    metrics: &Metrics,
+) -> anyhow::Result<Planned> {
+    let mut carriers: Vec<PlannedWorker> = Vec::new();
+    let mut tcp = TcpOptions { stall_timeout: options.stall_timeout, ..TcpOptions::default() };
+    let send_share = options.memory_bytes / SEND_SHARE / tcp_workers as u64;
+    tcp.send_memory_bytes = tcp.send_memory_bytes.min(send_share as usize);
+    for at in 0..tcp_workers {
+        carriers.push((Box::new(Tcp::new(tcp, serve.clone())?), None, format!("tcp {at}")));
+    }
+    let choice = &options.fabrics;
+    let opened = fabrics::open(choice, cores.len(), |note| metrics.note(note));
+    let packet_workers: usize = opened.iter().map(|fabric| fabric.ports.len()).sum();
+    let serve_share = options.memory_bytes / SERVE_SHARE / packet_workers.max(1) as u64;
+    let mut packets = Vec::new();
+    for fabric in opened {
+        let (kind, count) = (fabric.kind, fabric.ports.len());
+        let mut ends = Vec::new();
+        for (at, port) in fabric.ports.into_iter().enumerate() {
+            let mut seed = [0; 8];
+            getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
+            let endpoint = EndpointOptions {
+                stall_timeout: options.stall_timeout,
+                line_rate_bytes_per_s: choice.line_rate_bytes_per_s.map(|rate| (rate / count as u64).max(1)),
+                seed: u64::from_le_bytes(seed),
+                ..EndpointOptions::default()
+            };
+            let readers = if cores.len() < 4 { 1 } else { READERS };
+            let carrier = topology::near(port.numa, cores, || -> anyhow::Result<_> {
+                let pool = Pool::new(serve_share.max(SERVE_MIN_BYTES))?;
+                let supply = Threads::new(serve.clone(), pool, readers)?;
+                Ok((port.make)(Box::new(supply), endpoint)?)
+            })?;
+            ends.push((carriers.len(), port.address));
+            carriers.push((carrier, port.numa, format!("{} {at} {}", kind.fabric(), port.words)));
+        }
+        let (rank, datagram_max_bytes) = (fabric.rank, fabric.datagram_max_bytes);
+        packets.push(PacketFabric { kind, rank, ends, datagram_max_bytes, next_end: 0 });
+    }
+    let tcp_rank = choice.order.iter().position(|fabric| *fabric == Fabric::Tcp);
+    Ok(Planned { carriers, packets, tcp_rank: tcp_rank.unwrap_or(choice.order.len()) as u8 })
 }
 
 fn pinned(core: Option<Core>, metrics: &Metrics) -> String {

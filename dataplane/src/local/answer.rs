@@ -345,12 +345,15 @@ fn status(context: &Context) -> Status {
         found.map(|(_, traffic)| *traffic).unwrap_or_default()
     };
     let sessions = up.into_iter().map(|session| {
-        let PeerTraffic { received_bytes, sent_bytes, bad_pieces } = traffic(session.node);
+        let PeerTraffic { received_bytes, sent_bytes, bad_pieces, fabric, rtt_us, loss_ppm } =
+            traffic(session.node);
         SessionStatus {
             node: session.node,
             address: session.address,
             up_ms: session.up.as_millis() as u64,
-            fabric: "tcp".to_owned(),
+            fabric: fabric.to_string(),
+            rtt_us,
+            loss_ppm,
             received_bytes,
             sent_bytes,
             bad_pieces,

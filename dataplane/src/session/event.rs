@@ -3,8 +3,11 @@
 use std::net::{SocketAddr, TcpStream};
 
 use serde::{Deserialize, Serialize};
+use velo_fabric::packet::protocol::seal::PathSecret;
 use velo_fabric::tcp::TlsKeys;
 use velo_object::{BlobId, NodeId, PieceSet};
+
+use super::paths::PathMessage;
 
 /// What happens on sessions. For one node they come in order: up, messages and streams, down. A new [`SessionEvent::Up`] while one is up
 /// means that another connection took its place.
@@ -18,6 +21,8 @@ pub enum SessionEvent {
         address: SocketAddr,
         /// Whether they dialled.
         incoming: bool,
+        /// What paths of packet fabrics are made of.
+        keying: PathKeying,
     },
     /// A session has ended, or could not be made.
     Down {
@@ -42,6 +47,15 @@ pub enum SessionEvent {
     },
 }
 
+/// What the two ends of a session, and nobody else, know of their paths.
+#[derive(Debug, Clone)]
+pub struct PathKeying {
+    /// All keys come from it.
+    pub secret: PathSecret,
+    /// Whether both sides declare their network trusted: only then may frames go in the clear.
+    pub trusted: bool,
+}
+
 /// A data stream after its handshake.
 #[derive(Debug)]
 pub struct DataStream {
@@ -51,7 +65,7 @@ pub struct DataStream {
     pub tls: Option<TlsKeys>,
 }
 
-/// What nodes tell each other about content.
+/// What nodes tell each other about content and the ways to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerMessage {
     /// I want to know who has these, and hear of what is added.
@@ -87,4 +101,6 @@ pub enum PeerMessage {
         /// Which.
         blobs: Vec<BlobId>,
     },
+    /// About paths of packet fabrics.
+    Paths(PathMessage),
 }

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsStream;
+use velo_fabric::packet::protocol::seal::PathSecret;
 use velo_object::NodeId;
 use velo_socket::Caller;
 
@@ -17,7 +18,7 @@ use super::registry::{QUEUE_FRAMES, Session, lock};
 use super::wire::{
     Frame, Hello, MAX_FRAME_BYTES, MAX_HELLO_BYTES, Refusal, VERSION, read_frame, write_frame,
 };
-use super::{SessionEvent, Shared};
+use super::{PathKeying, PeerMessage, SessionEvent, Shared};
 use crate::identity::certificate_facts;
 
 /// How long the first frames may take.
@@ -192,13 +193,13 @@ fn register(
     hello: Hello,
     dialled: bool,
 ) -> Result<Begun, Box<(Refusal, Authenticated)>> {
-    let Ok((id, stream_key)) = exported(&peer.stream) else { return Err(Box::new((Refusal::Version, peer))) };
+    let Ok(exported) = Exported::of(&peer.stream) else { return Err(Box::new((Refusal::Version, peer))) };
     let (queue, receiver) = mpsc::channel(QUEUE_FRAMES);
     let (closing, closed) = watch::channel(None);
     let session = Arc::new(Session {
         node: peer.node,
-        id,
-        stream_key,
+        id: exported.id,
+        stream_key: exported.stream_key,
         address: peer.address,
         dialled,
         boot: hello.boot,
@@ -230,24 +231,35 @@ fn register(
     if let Some(old) = replaced {
         old.close("another connection took its place".to_owned());
     }
-    shared.event(SessionEvent::Up { node: peer.node, address: peer.address, incoming: !dialled });
+    let keying = PathKeying { secret: PathSecret(exported.path_secret), trusted: session.plain };
+    shared.event(SessionEvent::Up { node: peer.node, address: peer.address, incoming: !dialled, keying });
     Ok(Begun { session, stream: peer.stream, queue: receiver, closing: closed })
 }
 
-/// The session's id and the key of its plain data streams: what only the two ends of this connection can know.
-fn exported(stream: &Tls) -> Result<([u8; 16], [u8; 32]), rustls::Error> {
-    let id = (b"EXPORTER-velo session id", [0; 16]);
-    let key = (b"EXPORTER-velo stream key", [0; 32]);
-    Ok(match stream {
-        TlsStream::Client(stream) => {
-            let tls = stream.get_ref().1;
-            (tls.export_keying_material(id.1, id.0, None)?, tls.export_keying_material(key.1, key.0, None)?)
+/// What only the two ends of a connection can know.
+struct Exported {
+    /// The session's id.
+    id: [u8; 16],
+    /// The key of its plain data streams.
+    stream_key: [u8; 32],
+    /// The secret of its paths over packet fabrics.
+    path_secret: [u8; 32],
+}
+
+impl Exported {
+    fn of(stream: &Tls) -> Result<Self, rustls::Error> {
+        fn export<const N: usize>(stream: &Tls, label: &[u8]) -> Result<[u8; N], rustls::Error> {
+            match stream {
+                TlsStream::Client(stream) => stream.get_ref().1.export_keying_material([0; N], label, None),
+                TlsStream::Server(stream) => stream.get_ref().1.export_keying_material([0; N], label, None),
+            }
         }
-        TlsStream::Server(stream) => {
-            let tls = stream.get_ref().1;
-            (tls.export_keying_material(id.1, id.0, None)?, tls.export_keying_material(key.1, key.0, None)?)
-        }
-    })
+        Ok(Self {
+            id: export(stream, b"EXPORTER-velo session id")?,
+            stream_key: export(stream, b"EXPORTER-velo stream key")?,
+            path_secret: export(stream, b"EXPORTER-velo path secret")?,
+        })
+    }
 }
 
 impl Begun {
@@ -351,8 +363,10 @@ async fn receive(shared: &Arc<Shared>, session: &Arc<Session>, reader: ReadHalf<
         };
         let sent = match frame {
             Frame::Message(message) => {
-                shared.event(SessionEvent::Message { node: session.node, message });
-                Ok(())
+                let checked = if let PeerMessage::Paths(paths) = &message { paths.check() } else { Ok(()) };
+                checked
+                    .map(|()| shared.event(SessionEvent::Message { node: session.node, message }))
+                    .map_err(|why| format!("it broke the protocol: {why}"))
             }
             Frame::Call { seq, payload } => serve_call(shared, session, &served, seq, payload),
             Frame::Reply { seq, reply } => {

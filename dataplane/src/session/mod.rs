@@ -9,6 +9,7 @@ mod accept;
 mod dial;
 mod event;
 mod live;
+pub mod paths;
 mod registry;
 mod wire;
 
@@ -27,7 +28,7 @@ use velo_config::Paths;
 use velo_object::NodeId;
 use velo_socket::{Caller, Error, ErrorCode, Member};
 
-pub use event::{DataStream, PeerMessage, SessionEvent};
+pub use event::{DataStream, PathKeying, PeerMessage, SessionEvent};
 
 use crate::identity::{Identity, IdentityError, RevokedNodes};
 use registry::{Registry, lock};

@@ -13,7 +13,7 @@ use velo_object::NodeId;
 use super::PeerMessage;
 
 /// Version of the session protocol.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// The largest frame: a call of 4 MiB and what stands around it.
 pub(super) const MAX_FRAME_BYTES: usize = (4 << 20) + (64 << 10);
 /// The largest first frame of a session.
@@ -128,6 +128,7 @@ pub(super) async fn write_frame(to: &mut (impl AsyncWrite + Unpin), frame: &Fram
 mod tests {
     use velo_object::{BlobId, PieceSet};
 
+    use super::super::paths::*;
     use super::*;
 
     fn runtime() -> tokio::runtime::Runtime {
@@ -169,9 +170,32 @@ mod tests {
         assert!(Frame::Call { seq: 0, payload: vec![0; MAX_FRAME_BYTES] }.encode().is_err());
     }
 
-    /// Version 1 of every frame, byte by byte: `golden/session.v1` never changes. `VELO_GOLDEN=write` writes it if it is missing.
+    fn golden(version: u32) -> std::path::PathBuf {
+        let name = format!("src/session/golden/session.v{version}");
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+    }
+
+    /// A node of version 1 hears in words of version 1 why it is refused, and its hello is understood well enough for that.
     #[test]
-    fn every_frame_has_the_bytes_of_version_1() {
+    fn version_1_is_refused_in_its_own_words() {
+        let lines = std::fs::read_to_string(golden(1)).expect("the golden file");
+        let line = |at: usize| {
+            let line = lines.lines().nth(at).expect("a line");
+            let byte = |at| u8::from_str_radix(&line[at..at + 2], 16).expect("two digits");
+            (0..line.len()).step_by(2).map(byte).collect::<Vec<_>>()
+        };
+        runtime().block_on(async {
+            let hello = read_frame(&mut &line(0)[..], MAX_HELLO_BYTES).await.expect("a frame");
+            assert!(matches!(hello, Frame::Hello(hello) if hello.version == 1 && hello.listen.len() == 2));
+        });
+        for (at, refusal) in [(1, Refusal::Duplicate), (2, Refusal::Full), (3, Refusal::Version)] {
+            assert_eq!(Frame::Refuse(refusal).encode().expect("small"), line(at));
+        }
+    }
+
+    /// Version 2 of every frame, byte by byte: `golden/session.v2` never changes. `VELO_GOLDEN=write` writes it if it is missing.
+    #[test]
+    fn every_frame_has_the_bytes_of_version_2() {
         let (blob, node) = (BlobId::of(b"golden"), NodeId::from_bytes([0xa5; 32]));
         let listen = ["192.0.2.1:7440", "[2001:db8::1]:1"].map(|text| text.parse().expect("an address"));
         let hello = Hello {
@@ -182,6 +206,25 @@ mod tests {
             listen: listen.to_vec(),
             trusted: true,
         };
+        let ends: Vec<_> =
+            (0x100..).zip(listen).map(|(number, address)| PathEnd { number, address }).collect();
+        let protections =
+            [PathProtection::Trusted, PathProtection::Aes128Gcm, PathProtection::ChaCha20Poly1305];
+        let fabric = |kind| OfferedFabric {
+            kind,
+            datagram_max_bytes: 1472,
+            protections: protections.to_vec(),
+            ends: ends.clone(),
+        };
+        let fabrics = [PacketKind::Udp, PacketKind::Xdp, PacketKind::Dpdk].map(fabric).to_vec();
+        let accept = PathAccept {
+            offer: 300,
+            kind: PacketKind::Xdp,
+            datagram_max_bytes: 8952,
+            protection: PathProtection::ChaCha20Poly1305,
+            ends: ends.clone(),
+        };
+        let refuse = |why| Frame::Message(PeerMessage::Paths(PathMessage::Refuse { offer: 300, why }));
         let frames = [
             Frame::Hello(hello),
             Frame::Refuse(Refusal::Duplicate),
@@ -203,19 +246,25 @@ mod tests {
             Frame::OpenStreams(4),
             Frame::Ping,
             Frame::Pong,
+            Frame::Message(PeerMessage::Paths(PathMessage::Offer(PathOffer { offer: 300, fabrics }))),
+            Frame::Message(PeerMessage::Paths(PathMessage::Accept(accept))),
+            refuse(PathRefusal::NoneInCommon),
+            refuse(PathRefusal::Crossed),
+            refuse(PathRefusal::TooSoon),
+            refuse(PathRefusal::Full),
         ];
         let made: String = frames
             .iter()
             .map(|frame| frame.encode().expect("small").iter().map(|byte| format!("{byte:02x}")).collect())
             .map(|line: String| line + "\n")
             .collect();
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/session/golden/session.v1");
+        let path = golden(2);
         if std::env::var_os("VELO_GOLDEN").is_some_and(|what| what == "write") && !path.exists() {
             std::fs::write(&path, &made).expect("the folder can be written");
         }
         let golden = std::fs::read_to_string(&path).expect("the golden file");
         for ((made, golden), frame) in made.lines().zip(golden.lines()).zip(&frames) {
-            assert_eq!(made, golden, "other bytes than in version 1: {frame:?}");
+            assert_eq!(made, golden, "other bytes than in version 2: {frame:?}");
         }
         assert_eq!(made, golden, "a frame was added: add its line to the file");
     }

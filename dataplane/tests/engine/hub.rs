@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use velo_fabric::packet::protocol::seal::PathSecret;
 use velo_object::{BlobId, EntryKind, Named, NodeId, ObjectId, ObjectKind, PACKED_FILE_BYTES, TreeBuilder};
 use velo_socket::{JobId, JobState, JobStatus};
 use velo_store::{Durability, Store, StoreOptions};
 use velod::engine::{DataPlane, DataPlaneOptions, EngineHandle, Peers, PullRequest, RunningDataPlane};
-use velod::session::{DataStream, PeerMessage, SessionEvent};
+use velod::session::{DataStream, PathKeying, PeerMessage, SessionEvent};
 
 /// Where a node's events go.
 pub type Events = Arc<dyn Fn(SessionEvent) + Send + Sync>;
@@ -72,8 +73,15 @@ impl Peers for HubPeers {
             // Nobody sends before both know that the session is up.
             let mut state = hub.state.lock().expect("no panic");
             if state.sessions.insert((node, me)) | state.sessions.insert((me, node)) {
-                own(SessionEvent::Up { node, address: address(), incoming: false });
-                other(SessionEvent::Up { node: me, address: address(), incoming: true });
+                let keying = PathKeying { secret: PathSecret([7; 32]), trusted: false };
+                let up = |node, incoming| SessionEvent::Up {
+                    node,
+                    address: address(),
+                    incoming,
+                    keying: keying.clone(),
+                };
+                own(up(node, false));
+                other(up(me, true));
             }
         });
     }
@@ -121,10 +129,20 @@ pub fn node_id(number: u8) -> NodeId {
 
 impl Node {
     pub fn start(hub: &Hub, number: u8) -> Self {
-        Self::start_in(hub, number, Arc::new(TempDir::new().expect("a folder")))
+        Self::start_with(hub, number, |_| {})
     }
 
-    fn start_in(hub: &Hub, number: u8, dir: Arc<TempDir>) -> Self {
+    /// One with other options.
+    pub fn start_with(hub: &Hub, number: u8, change: impl FnOnce(&mut DataPlaneOptions)) -> Self {
+        Self::start_in(hub, number, Arc::new(TempDir::new().expect("a folder")), change)
+    }
+
+    fn start_in(
+        hub: &Hub,
+        number: u8,
+        dir: Arc<TempDir>,
+        change: impl FnOnce(&mut DataPlaneOptions),
+    ) -> Self {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let id = node_id(number);
@@ -137,6 +155,8 @@ impl Node {
         let mut options = DataPlaneOptions::new(id);
         options.memory_bytes = 64 << 20;
         options.stall_timeout = Duration::from_millis(500);
+        options.fabrics.settings.udp.listen = "127.0.0.1:0".parse().expect("an address");
+        change(&mut options);
         let plane = DataPlane::new(options, store.clone()).expect("descriptors");
         let handle = plane.handle();
         hub.join(id, Arc::new(move |event| handle.session_event(event)));
@@ -151,7 +171,7 @@ impl Node {
         self.running = None;
         self.store.close().expect("closed");
         drop(self);
-        Self::start_in(&hub, number, dir)
+        Self::start_in(&hub, number, dir, |_| {})
     }
 
     pub fn handle(&self) -> &EngineHandle {

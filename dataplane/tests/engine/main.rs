@@ -2,14 +2,16 @@
 
 mod hub;
 mod liar;
+mod packets;
 
 use std::time::Duration;
 
 use hub::{Hub, Node, content, node_id};
 use liar::{Liar, Lie};
+use velo_fabric::packet::protocol::seal::PathSecret;
 use velo_object::{BlobId, ObjectId, ObjectKind};
 use velo_socket::{ErrorCode, JobState};
-use velod::session::{DataStream, SessionEvent};
+use velod::session::{DataStream, PathKeying, SessionEvent};
 
 const MIB: usize = 1 << 20;
 
@@ -458,7 +460,8 @@ fn a_data_stream_of_a_peer_without_a_session_is_closed() {
     let peer = node_id(2);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("bound");
-    node.handle().session_event(SessionEvent::Up { node: peer, address, incoming: true });
+    let keying = PathKeying { secret: PathSecret([7; 32]), trusted: false };
+    node.handle().session_event(SessionEvent::Up { node: peer, address, incoming: true, keying });
     node.handle().session_event(SessionEvent::Down { node: peer, reason: "it is revoked".into() });
     let mut far = std::net::TcpStream::connect(address).expect("loopback");
     far.set_read_timeout(Some(Duration::from_secs(5))).expect("set");

@@ -23,11 +23,14 @@ impl Peers {
                     peer.state.clone(),
                     peer.zone.clone(),
                     peer.addresses.join(" "),
+                    peer.fabric.as_ref().map_or("-".to_owned(), |fabric| {
+                        format!("{fabric}{}", output::link(peer.rtt_us, peer.loss_ppm))
+                    }),
                     if peer.addresses.is_empty() { "-".to_owned() } else { output::bytes(peer.free_bytes) },
                 ]
             };
             let rows: Vec<Vec<String>> = peers.iter().map(row).collect();
-            output::table(&["node", "name", "state", "zone", "addresses", "free"], &[5], &rows)
+            output::table(&["node", "name", "state", "zone", "addresses", "fabric", "free"], &[6], &rows)
         })
     }
 }

@@ -66,10 +66,11 @@ impl Status {
         ));
         for session in &status.sessions {
             text.push_str(&format!(
-                "session   {} {} over {}: {} received, {} sent\n",
+                "session   {} {} over {}{}: {} received, {} sent\n",
                 short(&session.node),
                 session.address,
                 session.fabric,
+                output::link(session.rtt_us, session.loss_ppm),
                 output::bytes(session.received_bytes),
                 output::bytes(session.sent_bytes),
             ));

@@ -11,8 +11,9 @@ use super::Node;
 use super::authority::{Authority, key, node_of};
 use super::strangers::{client, dial};
 use crate::identity::{SESSION_ALPN, server_name};
+use crate::session::paths::{PathMessage, PathOffer};
 use crate::session::wire::{Frame, Hello, MAX_FRAME_BYTES, VERSION};
-use crate::session::{DataStream, SessionEvent};
+use crate::session::{DataStream, PeerMessage, SessionEvent};
 
 type Tls = StreamOwned<ClientConnection, TcpStream>;
 
@@ -53,7 +54,9 @@ fn bad_frames_end_the_session() {
     let trailing =
         [&2u32.to_le_bytes()[..], &postcard::to_stdvec(&Frame::Ping).expect("small"), &[0]].concat();
     let again = Frame::Refuse(crate::session::wire::Refusal::Full).encode().expect("small");
-    for bad in [too_large, unknown, trailing, again, vec![0; 4]] {
+    let paths = |message| Frame::Message(PeerMessage::Paths(message)).encode().expect("small");
+    let no_paths = paths(PathMessage::Offer(PathOffer { offer: 1, fabrics: Vec::new() }));
+    for bad in [too_large, unknown, trailing, again, no_paths, vec![0; 4]] {
         let (node, mut stream) = begin(&authority, &target);
         stream.write_all(&bad).expect("sent");
         target.wait_down(node);
@@ -77,7 +80,8 @@ fn a_hello_that_does_not_fit_the_certificate_is_refused() {
     let bad = [
         Hello { node: other, ..good.clone() },
         Hello { cluster: [0; 32], ..good.clone() },
-        Hello { version: 2, ..good.clone() },
+        Hello { version: VERSION + 1, ..good.clone() },
+        Hello { version: VERSION - 1, ..good.clone() },
         Hello { listen: vec!["127.0.0.1:1".parse().expect("an address"); 2000], ..good },
     ];
     for hello in bad {

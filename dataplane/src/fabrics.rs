@@ -1,0 +1,153 @@
+//! The packet fabrics that a configuration names: their ports are opened here, each to be driven by a worker of its own.
+//!
+//! What cannot be opened is left out and said: TCP carries everything without it.
+
+use std::io;
+use std::net::SocketAddr;
+
+use velo_config::{Config, Fabric, Fabrics};
+use velo_fabric::packet::Packet;
+use velo_fabric::packet::port::Port;
+use velo_fabric::packet::port::dpdk::{Device, Dpdk, DpdkError, DpdkOptions, Steering};
+use velo_fabric::packet::port::ether::{Ether, EtherOptions, Neighbourhood};
+use velo_fabric::packet::port::udp::{Udp, UdpOptions};
+use velo_fabric::packet::protocol::EndpointOptions;
+use velo_fabric::packet::supply::Supply;
+
+use crate::carrier::Carrier;
+use crate::session::paths::PacketKind;
+use crate::topology;
+
+/// Which fabrics a data plane uses, best first, and what each is told.
+#[derive(Debug, Clone)]
+pub struct FabricChoice {
+    /// Best first; TCP among them.
+    pub order: Vec<Fabric>,
+    /// What each is told.
+    pub settings: Fabrics,
+    /// The rate at which this node receives at most over a packet fabric; none for that of the device.
+    pub line_rate_bytes_per_s: Option<u64>,
+}
+
+impl FabricChoice {
+    /// What a configuration says.
+    pub fn from_config(config: &Config) -> Self {
+        Self {
+            order: config.fabrics_with_device().collect(),
+            settings: config.fabric.clone(),
+            line_rate_bytes_per_s: Some(config.net.line_rate.0 / 8).filter(|rate| *rate > 0),
+        }
+    }
+}
+
+/// Makes a fabric of a port, with what answers its peers.
+pub(crate) type MakeCarrier =
+    Box<dyn FnOnce(Box<dyn Supply>, EndpointOptions) -> io::Result<Box<dyn Carrier>>>;
+
+/// A port for one worker.
+pub(crate) struct OpenPort {
+    pub(crate) make: MakeCarrier,
+    /// Where peers are told to send.
+    pub(crate) address: SocketAddr,
+    /// What the status says of it.
+    pub(crate) words: String,
+    /// The NUMA node of its device, if it has one.
+    pub(crate) numa: Option<usize>,
+}
+
+/// A packet fabric with its ports.
+pub(crate) struct OpenFabric {
+    pub(crate) kind: PacketKind,
+    /// Its place in the order of preference.
+    pub(crate) rank: u8,
+    pub(crate) datagram_max_bytes: u32,
+    pub(crate) ports: Vec<OpenPort>,
+}
+
+/// Opens the ports of all packet fabrics that are chosen; `note` hears what cannot be.
+pub(crate) fn open(choice: &FabricChoice, cores: usize, note: impl Fn(String)) -> Vec<OpenFabric> {
+    let mut opened = Vec::new();
+    for (rank, fabric) in (0..).zip(&choice.order) {
+        let ports = match fabric {
+            Fabric::Tcp => continue,
+            Fabric::Udp => open_udp(choice, cores).map(|ports| (PacketKind::Udp, ports)),
+            Fabric::Xdp => continue,
+            Fabric::Dpdk => open_dpdk(choice).map(|ports| (PacketKind::Dpdk, ports)),
+        };
+        match ports {
+            Ok((kind, (datagram_max_bytes, ports))) => {
+                opened.push(OpenFabric { kind, rank, datagram_max_bytes, ports });
+            }
+            Err(why) => note(format!("the fabric {fabric} is off: {why}")),
+        }
+    }
+    opened
+}
+
+type Ports = (u32, Vec<OpenPort>);
+
+/// Each worker has a port of its own, since the kernel joins packets only then: the first that is configured, and those after it.
+fn open_udp(choice: &FabricChoice, cores: usize) -> Result<Ports, String> {
+    let udp = &choice.settings.udp;
+    let workers = udp.workers.fixed().unwrap_or_else(|| topology::auto_workers(cores));
+    let options = UdpOptions {
+        offload: udp.gso,
+        busy_poll_us: Some(udp.busy_poll_us).filter(|us| *us > 0),
+        ..UdpOptions::default()
+    };
+    let (mut ports, mut datagram_max_bytes) = (Vec::new(), u32::MAX);
+    for at in 0..workers {
+        let port = Udp::bind(nth(udp.listen, at)?, &options).map_err(|error| error.to_string())?;
+        let (local, caps) = (port.local(), port.caps());
+        datagram_max_bytes = datagram_max_bytes.min(caps.datagram_max_bytes as u32);
+        let address = udp.advertise.map_or(Ok(local), |advertised| nth(advertised, at))?;
+        ports.push(OpenPort { make: carrier_of(port), address, words: format!("at {local}"), numa: None });
+    }
+    Ok((datagram_max_bytes, ports))
+}
+
+/// Each worker has a queue of the device and a port of its own, by which the device sorts.
+fn open_dpdk(choice: &FabricChoice) -> Result<Ports, String> {
+    let dpdk = &choice.settings.dpdk;
+    let subnet = dpdk.address.ok_or("`fabric.dpdk.address` is empty")?;
+    let device: Device = dpdk.device.parse().map_err(|error: DpdkError| error.to_string())?;
+    let options = DpdkOptions {
+        plugin: Some(dpdk.plugin.clone()).filter(|path| !path.as_os_str().is_empty()),
+        queues: dpdk.queues.fixed().unwrap_or(1),
+        udp_port: Some(dpdk.port),
+        arguments: dpdk.eal.clone(),
+        ..DpdkOptions::device(device)
+    };
+    let queues =
+        Dpdk::start(options).and_then(|running| running.open(0)).map_err(|error| error.to_string())?;
+    let (count, mut ports, mut datagram_max_bytes) = (queues.len(), Vec::new(), u32::MAX);
+    for (at, queue) in queues.into_iter().enumerate() {
+        let device = queue.device().clone();
+        if count > 1 && device.steering() == Steering::Hash {
+            return Err("the device cannot sort by port: set `fabric.dpdk.queues = 1`".to_owned());
+        }
+        let local = nth(SocketAddr::new(subnet.address, dpdk.port), at)?;
+        let neighbourhood = Neighbourhood::Own { prefix_bits: subnet.prefix_bits, gateway: dpdk.gateway };
+        let options = EtherOptions { local, vlan: None, neighbourhood, ipv4_checksum: false };
+        let port = Ether::new(queue, options).map_err(|error| error.to_string())?;
+        datagram_max_bytes = datagram_max_bytes.min(port.caps().datagram_max_bytes as u32);
+        let words = format!("at {local}, queue {at} of {}", device.device());
+        let numa = device.numa_node().map(|node| node as usize);
+        ports.push(OpenPort { make: carrier_of(port), address: local, words, numa });
+    }
+    Ok((datagram_max_bytes, ports))
+}
+
+/// The address for worker `at`: the port that many higher, where it is not any free one.
+fn nth(address: SocketAddr, at: usize) -> Result<SocketAddr, String> {
+    if address.port() == 0 {
+        return Ok(address);
+    }
+    let port = usize::from(address.port()) + at;
+    let port = u16::try_from(port).map_err(|_| format!("there is no port {port} for worker {at}"))?;
+    Ok(SocketAddr::new(address.ip(), port))
+}
+
+fn carrier_of<P: Port + 'static>(port: P) -> MakeCarrier {
+    Box::new(move |supply, options| Ok(Box::new(Packet::new(port, supply, options)?)))
+}
