@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{Immutable, IntoBytes};
 
+use super::ether::checksum::Sum;
 use super::{Arrival, Departure, Ecn, Port, PortCaps, PortCounters};
 
 const MAGIC_NANOSECONDS: u32 = 0xa1b2_3c4d;
@@ -128,7 +129,7 @@ fn fill_headers<'a>(
             ip[8..10].copy_from_slice(&[HOPS, UDP]);
             ip[12..16].copy_from_slice(&source.octets());
             ip[16..20].copy_from_slice(&destination.octets());
-            let checksum = !fold(sum(ip));
+            let checksum = Sum::default().add(ip).checksum();
             ip[10..12].copy_from_slice(&checksum.to_be_bytes());
             IPV4_BYTES
         }
@@ -149,12 +150,8 @@ fn fill_headers<'a>(
     udp[4..6].copy_from_slice(&udp_len.to_be_bytes());
     // The pseudo-header is the addresses, which end both headers of IP, the protocol and the length.
     let addresses = if ip == IPV4_BYTES { &head[12..] } else { &head[8..] };
-    let total = sum(addresses) + u64::from(UDP) + u64::from(udp_len) + sum(udp) + sum(datagram);
-    // A sum of zero means that there is none.
-    let checksum = match !fold(total) {
-        0 => 0xffff,
-        checksum => checksum,
-    };
+    let pseudo = Sum::default().add(addresses).add_word(UDP.into()).add_word(udp_len);
+    let checksum = pseudo.add(udp).add(datagram).udp_checksum();
     udp[6..8].copy_from_slice(&checksum.to_be_bytes());
     &space[..ip + UDP_BYTES]
 }
@@ -164,21 +161,6 @@ fn mapped(ip: IpAddr) -> Ipv6Addr {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
         IpAddr::V6(ip) => ip,
     }
-}
-
-/// The sum of the big-endian words of `bytes` (RFC 1071).
-fn sum(bytes: &[u8]) -> u64 {
-    bytes
-        .chunks(2)
-        .map(|word| u64::from(word[0]) << 8 | u64::from(word.get(1).copied().unwrap_or_default()))
-        .sum()
-}
-
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
 }
 
 /// A port whose traffic is written down. Where the file takes no more, the traffic goes on and [`Capture::error`] says why.

@@ -2,11 +2,11 @@
 
 /// A sum so far. It is kept in the machine's byte order and turned over at the end, which RFC 1071 (2.B) allows.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Sum(u64);
+pub(in crate::packet::port) struct Sum(u64);
 
 impl Sum {
     /// Adds bytes that begin at an even place in what is summed; an odd number of them only at the end.
-    pub(super) fn add(self, bytes: &[u8]) -> Self {
+    pub(in crate::packet::port) fn add(self, bytes: &[u8]) -> Self {
         let (words, rest) = bytes.as_chunks::<4>();
         // Four bytes at a time into eight: no carry is lost below 2^32 words.
         let sum: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
@@ -16,22 +16,22 @@ impl Sum {
     }
 
     /// Adds one word in host order.
-    pub(super) fn add_word(self, word: u16) -> Self {
+    pub(in crate::packet::port) fn add_word(self, word: u16) -> Self {
         Self(self.0 + u64::from(word.to_be()))
     }
 
     /// The sum: all ones where what was summed holds a right checksum.
-    pub(super) fn folded(self) -> u16 {
+    pub(in crate::packet::port) fn folded(self) -> u16 {
         u16::from_be(fold(fold(self.0)) as u16)
     }
 
     /// What to write into the checksum's field.
-    pub(super) fn checksum(self) -> u16 {
+    pub(in crate::packet::port) fn checksum(self) -> u16 {
         !self.folded()
     }
 
     /// As [`checksum`](Self::checksum) for UDP, where zero means that there is none.
-    pub(super) fn udp_checksum(self) -> u16 {
+    pub(in crate::packet::port) fn udp_checksum(self) -> u16 {
         match self.checksum() {
             0 => 0xffff,
             sum => sum,

@@ -1,7 +1,7 @@
 //! Datagrams in Ethernet frames: the headers, checks and neighbours that every [`FramePort`] needs, so that a device's own part is to
 //! move frames.
 
-mod checksum;
+pub(super) mod checksum;
 mod discovery;
 mod frame;
 mod header;

@@ -1,5 +1,6 @@
 //! One direction of a link: a queue that drains at a rate, a delay, and what may befall a datagram.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::packet::port::Ecn;
@@ -89,30 +90,29 @@ pub struct LinkCounters {
 /// What becomes of a datagram.
 pub(super) enum Fate {
     Dropped,
-    Arrives { at: Timestamp, corrupted: bool, again_at: Option<Timestamp> },
+    Arrives { at: Timestamp, held_back: bool, corrupted: bool, again_at: Option<Timestamp> },
 }
 
 #[derive(Debug)]
 pub(super) struct LinkState {
     pub(super) link: Link,
     pub(super) counters: LinkCounters,
+    /// What is on it and has not been held back, in the order of arrival: when, the serial number of that event, and which packet.
+    pub(super) on_it: VecDeque<(u64, u64, u32)>,
     /// When all that waits will have left, in picoseconds: a small frame takes less than a nanosecond at 400 Gbit/s.
     busy_until_ps: u64,
 }
 
 impl LinkState {
     pub(super) fn new(link: Link) -> Self {
-        Self { link, counters: LinkCounters::default(), busy_until_ps: 0 }
-    }
-
-    fn frame_ps(&self, bytes: u64) -> u64 {
-        (u128::from(bytes) * 1_000_000_000_000 / u128::from(self.link.rate_bytes_per_s.max(1))) as u64
+        Self { link, counters: LinkCounters::default(), on_it: VecDeque::new(), busy_until_ps: 0 }
     }
 
     /// When `bytes` more do not overflow the queue.
     pub(super) fn room_at(&self, bytes: usize) -> Timestamp {
-        let wait_ps = self.frame_ps(self.link.queue_bytes.saturating_sub(bytes as u64));
-        Timestamp(self.busy_until_ps.saturating_sub(wait_ps).div_ceil(1_000))
+        let room_bytes = self.link.queue_bytes.saturating_sub(bytes as u64);
+        let wait_ps = room_bytes as f64 * 1e12 / self.link.rate_bytes_per_s as f64;
+        Timestamp(self.busy_until_ps.saturating_sub(wait_ps as u64).div_ceil(1_000))
     }
 
     pub(super) fn enter(&mut self, now: Timestamp, len: usize, ecn: &mut Ecn, draw: &mut Draw) -> Fate {
@@ -127,8 +127,7 @@ impl LinkState {
         }
         let now_ps = now.0 * 1_000;
         let backlog_ps = self.busy_until_ps.saturating_sub(now_ps);
-        let queued_bytes =
-            (u128::from(backlog_ps) * u128::from(link.rate_bytes_per_s) / 1_000_000_000_000) as u64;
+        let queued_bytes = (backlog_ps as f64 * link.rate_bytes_per_s as f64 / 1e12) as u64;
         if backlog_ps > 0 && queued_bytes + len as u64 > link.queue_bytes {
             counters.overflowed += 1;
             return Fate::Dropped;
@@ -138,19 +137,22 @@ impl LinkState {
             *ecn = Ecn::Congested;
             counters.marked += 1;
         }
-        let frame_ps = (len as u128 * 1_000_000_000_000 / u128::from(link.rate_bytes_per_s.max(1))) as u64;
+        // A datagram has less than 2^24 bytes: this does not overflow.
+        let frame_ps = len as u64 * 1_000_000_000_000 / link.rate_bytes_per_s.max(1);
         self.busy_until_ps = self.busy_until_ps.max(now_ps) + frame_ps;
         // What is lost, is lost behind the queue: it has taken its time.
         if draw.happens(link.loss) {
             counters.lost += 1;
             return Fate::Dropped;
         }
+        let mut held_back = false;
         let mut at_ps = self.busy_until_ps + link.delay_ns * 1_000;
         if let Some(Reordering { probability, frames }) = link.reordering
             && frames > 0
             && draw.happens(probability)
         {
             counters.reordered += 1;
+            held_back = true;
             // Half a frame more, so that as many come before it.
             at_ps += (1 + draw.below(frames.into())) * frame_ps + frame_ps / 2;
         }
@@ -162,6 +164,6 @@ impl LinkState {
         });
         counters.passed += 1;
         counters.passed_bytes += len as u64;
-        Fate::Arrives { at: Timestamp(at_ps.div_ceil(1_000)), corrupted, again_at }
+        Fate::Arrives { at: Timestamp(at_ps.div_ceil(1_000)), held_back, corrupted, again_at }
     }
 }

@@ -8,6 +8,7 @@ mod link;
 mod port;
 
 use std::cmp::Reverse;
+use std::collections::binary_heap::PeekMut;
 use std::collections::{BinaryHeap, HashMap};
 use std::net::SocketAddr;
 
@@ -20,7 +21,7 @@ pub use link::{Link, LinkCounters, Reordering};
 pub use port::{SimClock, SimPort};
 
 /// A link of a [`Network`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinkId(u32);
 
 /// A host of a [`Network`].
@@ -61,6 +62,15 @@ enum Stage {
     End,
 }
 
+/// What reaches the next stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    /// The first packet on a link.
+    First(LinkId),
+    /// A packet that was held back, or comes twice.
+    Alone(u32),
+}
+
 #[derive(Debug)]
 struct Packet {
     bytes: Box<[u8]>,
@@ -83,9 +93,11 @@ pub struct Network {
     /// Those under way, and those that can be used again.
     packets: Vec<Packet>,
     free: Vec<u32>,
-    /// When a packet reaches the next stage; the second number keeps the order of what happens at once.
-    events: BinaryHeap<Reverse<(u64, u64, u32)>>,
+    /// What happens next, each event once: of every link the arrival of the first packet on it, and those that are out of order. So it
+    /// stays small, however many are under way. The serial number keeps the order of what happens at once.
+    events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     serial: u64,
+    in_flight: usize,
     /// What the last delivery lent.
     lent: Option<u32>,
     datagram_max_bytes: usize,
@@ -105,6 +117,7 @@ impl Network {
             free: Vec::new(),
             events: BinaryHeap::new(),
             serial: 0,
+            in_flight: 0,
             lent: None,
             datagram_max_bytes,
             unroutable: 0,
@@ -170,7 +183,7 @@ impl Network {
 
     /// Datagrams under way.
     pub fn in_flight(&self) -> usize {
-        self.events.len()
+        self.in_flight
     }
 
     /// When the host's up link has room for one more datagram of the largest size: the past, if it has now. A device that pushes back
@@ -234,8 +247,7 @@ impl Network {
                     return None;
                 }
             }
-            let Reverse((at, _, id)) = self.events.pop()?;
-            let at = Timestamp(at);
+            let (at, id) = self.pop()?;
             self.now = self.now.max(at);
             let packet = &mut self.packets[id as usize];
             let host = &self.hosts[packet.host.index()];
@@ -265,7 +277,7 @@ impl Network {
         let packet = &mut self.packets[id as usize];
         let state = &mut self.links[link.0 as usize];
         let fate = state.enter(now, packet.len, &mut packet.ecn, &mut self.draw);
-        let Fate::Arrives { at, corrupted, again_at } = fate else {
+        let Fate::Arrives { at, held_back, corrupted, again_at } = fate else {
             self.free.push(id);
             return;
         };
@@ -274,14 +286,50 @@ impl Network {
         }
         if let Some(again_at) = again_at {
             let copy = self.copy(id);
-            self.schedule(again_at, copy);
+            self.schedule(again_at, copy, None);
         }
-        self.schedule(at, id);
+        self.schedule(at, id, (!held_back).then_some(link));
     }
 
-    fn schedule(&mut self, at: Timestamp, id: u32) {
+    /// A packet reaches the next stage at `at`; where it is on a link and was not held back, in the order in which it got there.
+    fn schedule(&mut self, at: Timestamp, id: u32, on: Option<LinkId>) {
         self.serial += 1;
-        self.events.push(Reverse((at.0, self.serial, id)));
+        self.in_flight += 1;
+        if let Some(link) = on {
+            let on_it = &mut self.links[link.0 as usize].on_it;
+            // Where the link was made shorter meanwhile, what comes later may arrive before.
+            if on_it.back().is_none_or(|(last, ..)| *last <= at.0) {
+                if on_it.is_empty() {
+                    self.events.push(Reverse((at.0, self.serial, Event::First(link))));
+                }
+                on_it.push_back((at.0, self.serial, id));
+                return;
+            }
+        }
+        self.events.push(Reverse((at.0, self.serial, Event::Alone(id))));
+    }
+
+    /// The next event, and its packet.
+    fn pop(&mut self) -> Option<(Timestamp, u32)> {
+        let mut first = self.events.peek_mut()?;
+        let Reverse((at, _, event)) = *first;
+        self.in_flight -= 1;
+        let id = match event {
+            Event::Alone(id) => {
+                PeekMut::pop(first);
+                id
+            }
+            Event::First(link) => {
+                let on_it = &mut self.links[link.0 as usize].on_it;
+                let (_, _, id) = on_it.pop_front()?;
+                match on_it.front() {
+                    Some((at, serial, _)) => *first = Reverse((*at, *serial, event)),
+                    None => drop(PeekMut::pop(first)),
+                }
+                id
+            }
+        };
+        Some((Timestamp(at), id))
     }
 
     fn copy(&mut self, id: u32) -> u32 {
