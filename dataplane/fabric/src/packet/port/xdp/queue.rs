@@ -120,7 +120,7 @@ impl Queue {
             for piece in taken..taken + pieces {
                 let address = self.rings.receive.peek(piece).address;
                 if let Some(chunk) = self.umem.receive_chunk_of(address) {
-                    // There is room for all chunks that there are.
+                    // There is room for all chunks that there are (see `Socket::rings`).
                     self.rings.fill.push(chunk);
                 }
             }

@@ -40,16 +40,19 @@ impl Socket {
         Ok(Self(socket))
     }
 
-    /// Makes the rings: for receiving with `receive` entries, for sending with `send`; powers of two. The memory is registered.
+    /// Makes the rings: for `receive` chunks to receive into, and `send` pieces to send; powers of two. The memory is registered.
+    ///
+    /// The kernel shows what it has received before it shows that it has taken the chunks for it from the ring for filling
+    /// (`xsk_flush`). That ring is twice as long, so that a chunk which comes back in between finds room.
     pub(super) fn rings(&self, receive: u32, send: u32) -> io::Result<Rings> {
-        set_xdp_umem_fill_ring_size(&self.0, receive)?;
+        set_xdp_umem_fill_ring_size(&self.0, 2 * receive)?;
         set_xdp_umem_completion_ring_size(&self.0, send)?;
         set_xdp_rx_ring_size(&self.0, receive)?;
         set_xdp_tx_ring_size(&self.0, send)?;
         let offsets = xdp_mmap_offsets(&self.0)?;
         let socket = self.0.as_fd();
         Ok(Rings {
-            fill: Producing::map(socket, XDP_UMEM_PGOFF_FILL_RING, &offsets.fr, receive)?,
+            fill: Producing::map(socket, XDP_UMEM_PGOFF_FILL_RING, &offsets.fr, 2 * receive)?,
             completion: Consuming::map(socket, XDP_UMEM_PGOFF_COMPLETION_RING, &offsets.cr, send)?,
             receive: Consuming::map(socket, XDP_PGOFF_RX_RING, &offsets.rx, receive)?,
             send: Producing::map(socket, XDP_PGOFF_TX_RING, &offsets.tx, send)?,
