@@ -216,6 +216,48 @@ fn the_kernel_keeps_its_network() {
 }
 
 #[test]
+fn a_flood_from_another_thread_leaves_everything_in_its_place() {
+    const FRAMES: u64 = 100_000;
+    let what = "a flood over xdp";
+    let Some(link) = link_or_skip(1500, what) else { return };
+    let Some(mut a) = open_or_skip(&link.a, address(&link.a, false), what) else { return };
+    let mut b = open(&link.b, address(&link.b, false)).unwrap();
+    acquaint(&mut a, &mut b);
+    let to = b.local();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let (mut heard, mut newest) = (0u64, 0u64);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut next = 0u64;
+            let began = Instant::now();
+            while next < FRAMES && began.elapsed() < PATIENCE {
+                let numbers = std::iter::from_fn(|| {
+                    next += 1;
+                    Some([next.to_le_bytes(); 100].concat())
+                });
+                send(&mut a, to, &mut numbers.take(64));
+            }
+            stop.store(true, std::sync::atomic::Ordering::Release);
+        });
+        let mut idle = 0;
+        while idle < 100 {
+            let got = receive(&mut b, &mut |_, bytes, _| {
+                let number = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+                assert!(bytes.chunks(8).all(|word| word == number.to_le_bytes()), "frame {number} is torn");
+                assert!(number > newest, "frame {number} comes after {newest}");
+                (heard, newest) = (heard + 1, number);
+            });
+            let over = stop.load(std::sync::atomic::Ordering::Acquire);
+            idle = if over && got == 0 { idle + 1 } else { 0 };
+        }
+    });
+    assert!(heard > 1000, "only {heard} of {FRAMES} arrived");
+    // Every chunk is back where it can be filled.
+    acquaint(&mut b, &mut a);
+    acquaint(&mut a, &mut b);
+}
+
+#[test]
 fn it_arrives_by_whatever_queue() {
     const QUEUES: u32 = 4;
     let what = "xdp with several queues";
