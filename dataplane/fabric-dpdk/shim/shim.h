@@ -28,7 +28,7 @@ enum velo_stage {
 
 struct velo_request {
     uint32_t queues;
-    uint32_t frame_max_bytes;
+    uint32_t room_bytes;
     uint32_t mtu;
     uint32_t descriptors;
     uint32_t mbufs;

@@ -56,7 +56,7 @@ impl Port {
         let mut device = Device { number, started: false };
         answer.stage = STAGE_MEMPOOL;
         let mbufs = request.mbufs.saturating_mul(request.queues);
-        let mempool = match Mempool::new(mbufs, request.frame_max_bytes, answer.numa_node) {
+        let mempool = match Mempool::new(mbufs, request.room_bytes, answer.numa_node) {
             Ok(mempool) => mempool,
             Err(error) => {
                 answer.error = error.min(-1);

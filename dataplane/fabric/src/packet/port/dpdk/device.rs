@@ -89,6 +89,17 @@ impl Device {
         }
     }
 
+    /// Whether it does not work without huge pages: it moves nothing, and says nothing.
+    pub(super) fn needs_huge_pages(&self) -> bool {
+        match self {
+            Self::Pci { .. } | Self::VirtioUser { .. } | Self::AfXdp { .. } => true,
+            Self::Virtual { words } => {
+                ["net_virtio_user", "net_af_xdp"].iter().any(|driver| words.starts_with(driver))
+            }
+            _ => false,
+        }
+    }
+
     /// The socket that this end makes.
     pub(super) fn makes_socket(&self) -> Option<&PathBuf> {
         match self {
@@ -119,6 +130,17 @@ impl Device {
         }
     }
 
+    /// The room that an mbuf must have.
+    pub(super) fn room_bytes(&self, sizes: &Sizes) -> u32 {
+        match self {
+            // A slot of the kernel's ring, with its header; what fits there must fit an mbuf.
+            Self::AfPacket { .. } => (sizes.frame_max_bytes + 128).next_power_of_two().clamp(2_048, 32_768),
+            Self::Memif { .. } => sizes.frame_max_bytes,
+            // What drivers take for granted.
+            _ => sizes.frame_max_bytes.max(2_048),
+        }
+    }
+
     /// Its arguments to EAL.
     pub(super) fn arguments(&self, index: usize, sizes: &Sizes) -> [String; 2] {
         let name = self.dpdk_name(index);
@@ -138,11 +160,10 @@ impl Device {
             }
             Self::AfPacket { interface } => {
                 // A block holds whole frames, and is whole pages.
-                let frame = (sizes.frame_max_bytes + 256).next_power_of_two().max(2048);
-                let block = frame.max(4096);
+                let (frame, count) = (self.room_bytes(sizes), sizes.descriptors);
+                let block = frame.max(4_096);
                 format!(
-                    "iface={interface},qpairs={queues},qdisc_bypass=1,blocksz={block},framesz={frame},framecnt={}",
-                    sizes.descriptors
+                    "iface={interface},qpairs={queues},qdisc_bypass=1,blocksz={block},framesz={frame},framecnt={count}"
                 )
             }
             Self::AfXdp { interface } => format!("iface={interface},queue_count={queues},busy_budget=0"),

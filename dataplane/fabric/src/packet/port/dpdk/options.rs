@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::device::{Device, Sizes, memif_slot_bytes};
+use super::device::{Device, Sizes};
 use super::error::DpdkError;
+use super::probe::interface_mtu;
 use super::table::BURST;
 
 /// The room of an mbuf, at most: 16 bits less its headroom.
@@ -27,12 +28,12 @@ const MBUF_OVERHEAD_BYTES: u64 = 128 + 128 + 128;
 /// Where DPDK's memory comes from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum HugePages {
-    /// Huge pages where enough are free, otherwise without. A PCI device wants them.
+    /// Huge pages where enough are free, otherwise without, if the devices work without.
     #[default]
     Auto,
     /// Huge pages, or an error.
     Yes,
-    /// Without: for virtual devices, and where there is no root.
+    /// Without: for memif, vhost, af_packet and tap, also where there is no root.
     No,
 }
 
@@ -110,8 +111,9 @@ impl DpdkOptions {
         let wanted = self.frame_max_bytes;
         match (device, device.interface()) {
             (_, Some(interface)) => {
-                let carries = interface_mtu(interface).unwrap_or(1_500) + 14;
-                wanted.map_or(carries, |wanted| wanted.min(carries)).clamp(FRAME_MIN_BYTES, FRAME_MAX_BYTES)
+                let carries = interface_mtu(interface).unwrap_or(1_500) as usize + 14;
+                // A slot of the kernel's ring, headers and all, is 32 KiB at most here.
+                wanted.map_or(carries, |wanted| wanted.min(carries)).clamp(FRAME_MIN_BYTES, 32_000)
             }
             (Device::Pci { .. }, _) => wanted.unwrap_or(9_014),
             (Device::Tap { .. }, _) => wanted.unwrap_or(1_514),
@@ -143,7 +145,7 @@ impl DpdkOptions {
     pub(super) fn memory_mb(&self) -> u64 {
         let of_device = |device: &Device| {
             let sizes = self.sizes(device);
-            let room = u64::from(memif_slot_bytes(sizes.frame_max_bytes)) + MBUF_OVERHEAD_BYTES;
+            let room = u64::from(device.room_bytes(&sizes).next_multiple_of(64)) + MBUF_OVERHEAD_BYTES;
             u64::from(self.mbufs(&sizes)) * room * u64::from(sizes.queues)
         };
         let needed = self.devices.iter().map(of_device).sum::<u64>() + OVERHEAD_BYTES;
@@ -162,7 +164,7 @@ impl DpdkOptions {
         // The first leaves no files; the second cannot be had with it, and the third does the same for it.
         let memory: &[&str] = if huge { &["--in-memory"] } else { &["--no-huge", "--no-shconf"] };
         arguments.extend(memory.iter().map(|&word| word.into()));
-        if huge && self.devices.iter().any(Device::single_file) {
+        if self.devices.iter().any(Device::single_file) {
             arguments.push("--single-file-segments".into());
         }
         if !self.devices.iter().any(|device| matches!(device, Device::Pci { .. })) {
@@ -174,10 +176,6 @@ impl DpdkOptions {
         arguments.extend(self.arguments.iter().cloned());
         arguments
     }
-}
-
-fn interface_mtu(interface: &str) -> Option<usize> {
-    std::fs::read_to_string(format!("/sys/class/net/{interface}/mtu")).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]

@@ -1,7 +1,11 @@
 //! Looks for what EAL and a device need before EAL is started: it exits or panics where something is missing.
 
+#![allow(unsafe_code)]
+
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::mem;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -16,8 +20,11 @@ pub(super) fn free_huge_mb() -> u64 {
     let free = |entry: fs::DirEntry| {
         let name = entry.file_name().into_string().ok()?;
         let page_kb: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
-        let pages: u64 = fs::read_to_string(entry.path().join("free_hugepages")).ok()?.trim().parse().ok()?;
-        Some(pages * page_kb / 1024)
+        let pages =
+            |file| -> Option<u64> { fs::read_to_string(entry.path().join(file)).ok()?.trim().parse().ok() };
+        // Those that somebody has mapped and not yet touched are free by name only.
+        let free = pages("free_hugepages")?.saturating_sub(pages("resv_hugepages")?);
+        Some(free * page_kb / 1024)
     };
     sizes.flatten().filter_map(free).sum()
 }
@@ -25,15 +32,37 @@ pub(super) fn free_huge_mb() -> u64 {
 /// Whether EAL is to have huge pages.
 pub(super) fn huge_pages(options: &DpdkOptions) -> Result<bool, DpdkError> {
     let (wanted_mb, free_mb) = (options.memory_mb(), free_huge_mb());
-    let needed = options.huge_pages == HugePages::Yes
-        || options.huge_pages == HugePages::Auto
-            && options.devices.iter().any(|device| matches!(device, Device::Pci { .. }));
-    match options.huge_pages {
-        HugePages::No => Ok(false),
+    let needing = options.devices.iter().find(|device| device.needs_huge_pages());
+    match (options.huge_pages, needing) {
+        (HugePages::No, Some(device)) => Err(DpdkError::Option {
+            option: "huge_pages",
+            value: "no".into(),
+            range: format!("yes or auto, as {device} works with them only"),
+        }),
+        (HugePages::No, None) => Ok(false),
         _ if free_mb >= wanted_mb => Ok(true),
-        _ if needed => Err(DpdkError::NoHugePages { wanted_mb, free_mb }),
-        _ => Ok(false),
+        (HugePages::Auto, None) => Ok(false),
+        _ => Err(DpdkError::NoHugePages { wanted_mb, free_mb }),
     }
+}
+
+/// The MTU of an interface of this network namespace (sysfs may show another's).
+pub(super) fn interface_mtu(interface: &str) -> io::Result<u32> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    // SAFETY: an ifreq of zeroes is a valid one.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    if interface.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, &from) in request.ifr_name.iter_mut().zip(interface.as_bytes()) {
+        *to = from as libc::c_char;
+    }
+    // SAFETY: SIOCGIFMTU reads the name and writes the number, both within the structure.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU, &mut request) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: that call has written this member.
+    Ok(unsafe { request.ifr_ifru.ifru_mtu } as u32)
 }
 
 /// Whether the device is there and may be used. Removes a socket that a dead process left where this one makes its own.
@@ -41,11 +70,10 @@ pub(super) fn prerequisites(device: &Device) -> Result<(), DpdkError> {
     let lacks = |path: PathBuf, why, advice| {
         Err(DpdkError::Prerequisite { device: device.to_string(), path, why, advice })
     };
-    if let Some(interface) = device.interface() {
-        let path = Path::new("/sys/class/net").join(interface);
-        if let Err(why) = fs::metadata(&path) {
-            return lacks(path, why, "name an interface that `ip link` shows");
-        }
+    if let Some(interface) = device.interface()
+        && let Err(why) = interface_mtu(interface)
+    {
+        return lacks(interface.into(), why, "name an interface that `ip link` shows");
     }
     if let Some(socket) = device.makes_socket()
         && let Err(why) = remove_stale(socket)
@@ -172,14 +200,19 @@ mod tests {
     fn huge_pages_are_asked_for_in_vain() {
         let device: Device = "memif:client:/tmp/m".parse().unwrap();
         let lacking = free_huge_mb() + 1;
-        let options = |huge_pages| DpdkOptions {
+        let options = |huge_pages, device: &Device| DpdkOptions {
             huge_pages,
             memory_mb: Some(lacking),
             ..DpdkOptions::device(device.clone())
         };
-        assert!(!huge_pages(&options(HugePages::Auto)).unwrap());
-        assert!(!huge_pages(&options(HugePages::No)).unwrap());
-        let error = huge_pages(&options(HugePages::Yes)).unwrap_err().to_string();
+        assert!(!huge_pages(&options(HugePages::Auto, &device)).unwrap());
+        assert!(!huge_pages(&options(HugePages::No, &device)).unwrap());
+        let error = huge_pages(&options(HugePages::Yes, &device)).unwrap_err().to_string();
         assert!(error.contains("vm.nr_hugepages"), "{error}");
+        let needing = "virtio_user:/tmp/v".parse().unwrap();
+        let error = huge_pages(&options(HugePages::Auto, &needing)).unwrap_err().to_string();
+        assert!(error.contains("vm.nr_hugepages"), "{error}");
+        let error = huge_pages(&options(HugePages::No, &needing)).unwrap_err().to_string();
+        assert!(error.contains("virtio_user:/tmp/v works with them only"), "{error}");
     }
 }

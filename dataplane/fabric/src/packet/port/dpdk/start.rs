@@ -136,7 +136,7 @@ impl Dpdk {
         let sizes = options.sizes(&device);
         let request = PortRequest {
             queues: sizes.queues,
-            frame_max_bytes: sizes.frame_max_bytes,
+            room_bytes: device.room_bytes(&sizes),
             // The MTU of an interface is its owner's, and shared memory has none.
             mtu: if matches!(device, Device::Pci { .. }) { sizes.frame_max_bytes - 14 } else { 0 },
             descriptors: sizes.descriptors,

@@ -72,8 +72,8 @@ pub struct QueueHandle {
 pub struct PortRequest {
     /// Queues in each direction.
     pub queues: u32,
-    /// The largest frame that is wanted; each mbuf has this room.
-    pub frame_max_bytes: u32,
+    /// Room of an mbuf.
+    pub room_bytes: u32,
     /// What the device's MTU is set to, or the nearest that it has; 0 leaves it.
     pub mtu: u32,
     /// Descriptors of each queue and direction.

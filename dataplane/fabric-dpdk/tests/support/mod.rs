@@ -1,0 +1,159 @@
+//! Two processes with a DPDK each: EAL is one in a process, so that a test executes itself again for each end.
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::env;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use velo_fabric::packet::port::dpdk::{Device, Dpdk, DpdkError, DpdkOptions, DpdkPort, HugePages};
+
+pub mod echo;
+pub mod namespace;
+
+/// How long anything may take. It only decides how soon a failure is told.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+const ROLE: &str = "VELO_DPDK_TEST_ROLE";
+
+/// Says aloud that something was not tested, where `tests/run` finds it.
+pub fn skip(why: &str) {
+    println!("SKIP: {why}");
+    if let Some(path) = env::var_os("VELO_SKIPS")
+        && let Ok(mut file) = fs::OpenOptions::new().append(true).open(path)
+    {
+        let _ = writeln!(file, "SKIP: {why}");
+    }
+}
+
+/// Whether the plugin opens; says aloud that `what` is skipped otherwise.
+pub fn dpdk_is_here(what: &str) -> bool {
+    match Dpdk::probe(None) {
+        Ok(_) => true,
+        Err(error) => {
+            skip(&format!("{what}: {error}"));
+            false
+        }
+    }
+}
+
+/// What this process is, if it is one that [`spawn`] started: a role and its arguments.
+pub fn role() -> Option<Vec<String>> {
+    env::var(ROLE).ok().map(|words| words.split('\u{1f}').map(String::from).collect())
+}
+
+/// This test's executable again, to run `test` only, in a role. Ended with the value.
+pub fn spawn(test: &str, role: &[&str]) -> Peer {
+    spawn_by(Command::new(env::current_exe().expect("a test has a path")), test, role)
+}
+
+/// As [`spawn`], started by `command`, to which the test's arguments are added.
+pub fn spawn_by(mut command: Command, test: &str, role: &[&str]) -> Peer {
+    let child = command
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(ROLE, role.join("\u{1f}"))
+        .stdin(Stdio::null())
+        .spawn();
+    Peer(child.unwrap_or_else(|error| panic!("{command:?}: {error}")))
+}
+
+/// A process in a role, killed when the value goes.
+pub struct Peer(pub Child);
+
+impl Peer {
+    /// Waits for its end.
+    pub fn ended(&mut self) -> ExitStatus {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().expect("a child can be waited for") {
+                return status;
+            }
+            assert!(began.elapsed() < PATIENCE, "process {} does not end", self.0.id());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits for its end, which must be a good one.
+    pub fn ends_well(&mut self) {
+        let status = self.ended();
+        assert!(status.success(), "process {} ended with {status}", self.0.id());
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits until it is true; `maker`, who makes it so, must live that long.
+pub fn wait_until(what: &str, maker: &mut Peer, mut condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        let ended = maker.0.try_wait().expect("a child can be waited for");
+        assert!(ended.is_none(), "{what}: its maker ended before: {ended:?}");
+        assert!(began.elapsed() < PATIENCE, "{what}: in vain");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits for a file that a process makes.
+pub fn wait_for(path: &Path, maker: &mut Peer) {
+    wait_until(&path.display().to_string(), maker, || path.exists());
+}
+
+/// So many more free huge pages while it lives.
+pub struct HugePagesHeld {
+    taken: u64,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl HugePagesHeld {
+    const FILE: &str = "/proc/sys/vm/nr_hugepages";
+
+    /// Pages of 2 MiB for `mb` megabytes; an error where they cannot be had.
+    pub fn new(mb: u64) -> io::Result<Self> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let held = Self { taken: mb / 2, _alone: ALONE.lock().unwrap_or_else(PoisonError::into_inner) };
+        let before = Self::pages()?;
+        fs::write(Self::FILE, (before + held.taken).to_string())?;
+        if Self::pages()? < before + held.taken {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        Ok(held)
+    }
+
+    fn pages() -> io::Result<u64> {
+        fs::read_to_string(Self::FILE)?.trim().parse().map_err(io::Error::other)
+    }
+}
+
+impl Drop for HugePagesHeld {
+    fn drop(&mut self) {
+        if let Ok(pages) = Self::pages() {
+            let _ = fs::write(Self::FILE, pages.saturating_sub(self.taken).to_string());
+        }
+    }
+}
+
+/// One queue of one device, with frames of `frame_max_bytes`.
+pub fn port(device: &str, frame_max_bytes: usize, huge_pages: HugePages) -> Result<DpdkPort, DpdkError> {
+    let device: Device = device.parse()?;
+    let options =
+        DpdkOptions { frame_max_bytes: Some(frame_max_bytes), huge_pages, ..DpdkOptions::device(device) };
+    Ok(Dpdk::start(options)?.open(0)?.remove(0))
+}
+
+/// Waits for the device's link.
+pub fn wait_for_link(port: &DpdkPort) {
+    let began = Instant::now();
+    while !port.device().link().up {
+        assert!(began.elapsed() < PATIENCE, "{} has no link", port.device().device());
+        thread::sleep(Duration::from_millis(2));
+    }
+}
