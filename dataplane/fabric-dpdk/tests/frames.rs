@@ -28,9 +28,13 @@ fn over_socket(start: impl Fn(&[&str]) -> Peer, devices: [&str; 2], sizes: &[usi
         fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).expect("a folder of ours");
         let device = |kind: &str| format!("{kind}:{}", socket(dir.path()));
         let mut server = start(&["echo", &device(devices[0]), size, &huge_pages]);
-        wait_for(Path::new(&socket(dir.path())), &mut server);
+        if !wait_for(Path::new(&socket(dir.path())), &mut server) {
+            return;
+        }
         let mut client = start(&["ask", &device(devices[1]), size, &huge_pages]);
-        client.ends_well();
+        if !client.ends_well() {
+            return;
+        }
         server.ends_well();
     }
 }
@@ -44,7 +48,7 @@ fn one_end(role: &[String]) {
         "Yes" => HugePages::Yes,
         _ => HugePages::Auto,
     };
-    let mut port = port(device, size.max(1_514), huge_pages).unwrap_or_else(|error| panic!("{error}"));
+    let mut port = port(device, size.max(1_514), huge_pages);
     wait_for_link(&port);
     if kind == "echo" {
         return echo::echo(&mut port);
@@ -71,9 +75,11 @@ fn in_a_namespace(
         Some([kind, size]) if kind == "namespace" => {
             prepare(size.parse().expect("a number"));
             let mut first = spawn(test, &["echo", devices[0], size, &huge_pages]);
-            wait_for_interface(devices[0], &mut first);
-            spawn(test, &["ask", devices[1], size, &huge_pages]).ends_well();
-            first.ends_well();
+            let both = wait_for_interface(devices[0], &mut first)
+                && spawn(test, &["ask", devices[1], size, &huge_pages]).ends_well();
+            if both {
+                first.ends_well();
+            }
         }
         Some(role) => one_end(role),
         None if dpdk_is_here(&format!("frames over {}", devices[0])) && may_make_namespaces(test) => {
@@ -85,11 +91,11 @@ fn in_a_namespace(
     }
 }
 
-fn wait_for_interface(device: &str, maker: &mut Peer) {
+fn wait_for_interface(device: &str, maker: &mut Peer) -> bool {
     let interface = device.rsplit(':').next().expect("an interface");
     support::wait_until(&format!("{interface} in the namespace"), maker, || {
         support::namespace::ip(&["link", "show", interface]).is_ok()
-    });
+    })
 }
 
 #[test]

@@ -18,6 +18,9 @@ pub mod namespace;
 /// How long anything may take. It only decides how soon a failure is told.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What a process ends with that has not got what it needs of this machine, and has said so.
+pub const LACKING: i32 = 75;
+
 const ROLE: &str = "VELO_DPDK_TEST_ROLE";
 
 /// Says aloud that something was not tested, where `tests/run` finds it.
@@ -77,10 +80,12 @@ impl Peer {
         }
     }
 
-    /// Waits for its end, which must be a good one.
-    pub fn ends_well(&mut self) {
+    /// Waits for its end, which must be a good one. False where it lacked [`LACKING`] something.
+    pub fn ends_well(&mut self) -> bool {
         let status = self.ended();
-        assert!(status.success(), "process {} ended with {status}", self.0.id());
+        let lacking = status.code() == Some(LACKING);
+        assert!(status.success() || lacking, "process {} ended with {status}", self.0.id());
+        !lacking
     }
 }
 
@@ -91,20 +96,25 @@ impl Drop for Peer {
     }
 }
 
-/// Waits until it is true; `maker`, who makes it so, must live that long.
-pub fn wait_until(what: &str, maker: &mut Peer, mut condition: impl FnMut() -> bool) {
+/// Waits until it is true; `maker`, who makes it so, must live that long. False where it lacks something.
+pub fn wait_until(what: &str, maker: &mut Peer, mut condition: impl FnMut() -> bool) -> bool {
     let began = Instant::now();
-    while !condition() {
-        let ended = maker.0.try_wait().expect("a child can be waited for");
-        assert!(ended.is_none(), "{what}: its maker ended before: {ended:?}");
+    loop {
+        if condition() {
+            return true;
+        }
+        if let Some(ended) = maker.0.try_wait().expect("a child can be waited for") {
+            assert_eq!(ended.code(), Some(LACKING), "{what}: its maker has ended");
+            return false;
+        }
         assert!(began.elapsed() < PATIENCE, "{what}: in vain");
         thread::sleep(Duration::from_millis(5));
     }
 }
 
 /// Waits for a file that a process makes.
-pub fn wait_for(path: &Path, maker: &mut Peer) {
-    wait_until(&path.display().to_string(), maker, || path.exists());
+pub fn wait_for(path: &Path, maker: &mut Peer) -> bool {
+    wait_until(&path.display().to_string(), maker, || path.exists())
 }
 
 /// So many more free huge pages while it lives.
@@ -141,12 +151,19 @@ impl Drop for HugePagesHeld {
     }
 }
 
-/// One queue of one device, with frames of `frame_max_bytes`.
-pub fn port(device: &str, frame_max_bytes: usize, huge_pages: HugePages) -> Result<DpdkPort, DpdkError> {
-    let device: Device = device.parse()?;
+/// One queue of one device, with frames of `frame_max_bytes`. Ends the process where huge pages are gone before they are got.
+pub fn port(device: &str, frame_max_bytes: usize, huge_pages: HugePages) -> DpdkPort {
+    let parsed: Device = device.parse().unwrap_or_else(|error| panic!("{error}"));
     let options =
-        DpdkOptions { frame_max_bytes: Some(frame_max_bytes), huge_pages, ..DpdkOptions::device(device) };
-    Ok(Dpdk::start(options)?.open(0)?.remove(0))
+        DpdkOptions { frame_max_bytes: Some(frame_max_bytes), huge_pages, ..DpdkOptions::device(parsed) };
+    match Dpdk::start(options).and_then(|dpdk| dpdk.open(0)) {
+        Ok(mut ports) => ports.remove(0),
+        Err(error @ DpdkError::NoHugePages { .. }) => {
+            skip(&format!("{device}: {error}"));
+            std::process::exit(LACKING);
+        }
+        Err(error) => panic!("{error}"),
+    }
 }
 
 /// Waits for the device's link.

@@ -102,6 +102,11 @@ impl Dpdk {
             Ok(Err(_)) => -libc::EINVAL,
             Err(error) => -error.raw_os_error().unwrap_or(libc::EAGAIN),
         };
+        if code == -libc::ENOMEM && huge {
+            // Somebody else was quicker.
+            let (wanted_mb, free_mb) = (options.memory_mb(), probe::free_huge_mb());
+            return Err(DpdkError::NoHugePages { wanted_mb, free_mb });
+        }
         if code < 0 {
             let (why, arguments) = (io::Error::from_raw_os_error(-code), arguments.join(" "));
             return Err(DpdkError::Eal { why, arguments, log: log::last() });
