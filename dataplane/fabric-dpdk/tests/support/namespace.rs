@@ -4,8 +4,10 @@ use std::env;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use super::{Peer, skip, spawn_by};
+use super::{PATIENCE, Peer, skip, spawn_by};
 
 /// Whether namespaces can be made here; says aloud that `what` is skipped otherwise.
 pub fn may_make_namespaces(what: &str) -> bool {
@@ -44,6 +46,21 @@ pub fn ip(words: &[&str]) -> Result<(), String> {
         Ok(output) if output.status.success() => Ok(()),
         Ok(output) => Err(format!("ip {}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr))),
         Err(error) => Err(format!("ip: {error}")),
+    }
+}
+
+/// Moves an interface of this namespace into that of `peer`, which [`take`]s it.
+pub fn give(interface: &str, peer: &Peer) {
+    ip(&["link", "set", interface, "netns", &peer.0.id().to_string()])
+        .unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Waits for an interface that is [given](give) to this namespace.
+pub fn take(interface: &str) {
+    let began = Instant::now();
+    while let Err(error) = ip(&["link", "set", interface, "up"]) {
+        assert!(began.elapsed() < PATIENCE, "{error}");
+        thread::sleep(Duration::from_millis(5));
     }
 }
 
