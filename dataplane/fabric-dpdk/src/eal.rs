@@ -8,13 +8,15 @@ use velo_fabric::packet::port::dpdk::table::LogFn;
 
 use crate::shim;
 
-/// EAL while it runs. Dropping it ends EAL for good.
+/// EAL, started. It stays until the process ends: it cannot be started again, and `rte_eal_cleanup` (22.11) takes the memory away that
+/// its thread for interrupts still reads. Nothing is left behind, as all memory is the process's own.
 pub(crate) struct Eal(());
 
-const EALREADY: c_int = 114;
+/// The one of this process.
+static STARTED: Mutex<Option<Eal>> = Mutex::new(None);
 
-/// The one of this process. It is ended by [`end`], as its owner is on the other side of the table.
-static RUNNING: Mutex<Option<Eal>> = Mutex::new(None);
+/// EALREADY, as the table returns it.
+const ALREADY: c_int = -114;
 
 impl Eal {
     /// # Safety
@@ -38,37 +40,21 @@ impl Eal {
     }
 }
 
-impl Drop for Eal {
-    fn drop(&mut self) {
-        // SAFETY: EAL runs, and its ports are closed by the table's contract.
-        unsafe { shim::rte_eal_cleanup() };
-    }
-}
-
 /// [`Table::start`](velo_fabric::packet::port::dpdk::table::Table::start).
 ///
 /// # Safety
 /// As there.
 pub(crate) unsafe extern "C" fn start(argc: c_int, argv: *const *const c_char, log: LogFn) -> c_int {
-    let mut running = RUNNING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    if running.is_some() {
-        return -EALREADY;
+    let mut started = STARTED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if started.is_some() {
+        return ALREADY;
     }
     // SAFETY: the caller's promise.
     match unsafe { Eal::start(argc, argv, log) } {
         Ok(eal) => {
-            *running = Some(eal);
+            *started = Some(eal);
             0
         }
         Err(error) => error.min(-1),
     }
-}
-
-/// [`Table::end`](velo_fabric::packet::port::dpdk::table::Table::end).
-///
-/// # Safety
-/// As there.
-pub(crate) unsafe extern "C" fn end() -> c_int {
-    RUNNING.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
-    0
 }

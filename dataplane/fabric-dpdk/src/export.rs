@@ -20,7 +20,6 @@ pub static velo_dpdk_v1: Table = Table {
     size: size_of::<Table>() as u32,
     version: shim::rte_version,
     start: eal::start,
-    end: eal::end,
     open,
     close,
     queue,

@@ -15,7 +15,6 @@ pub(crate) struct RteMempool {
 unsafe extern "C" {
     pub(crate) fn rte_version() -> *const c_char;
     pub(crate) fn rte_eal_init(argc: c_int, argv: *mut *mut c_char) -> c_int;
-    pub(crate) fn rte_eal_cleanup() -> c_int;
     pub(crate) fn rte_mempool_free(mempool: *mut RteMempool);
 
     pub(crate) fn velo_log_to(log: LogFn) -> c_int;

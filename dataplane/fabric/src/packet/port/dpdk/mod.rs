@@ -1,8 +1,8 @@
 //! DPDK: devices that a process drives itself, through the plugin `velo-fabric-dpdk`. It is opened at run time, so that one velod uses
 //! DPDK where it is installed and runs where it is not.
 //!
-//! [`Dpdk::start`] once in a process, [`Dpdk::open`] for each device, and each [`DpdkPort`] (a queue) to its worker. All is released
-//! when the last of them is dropped.
+//! [`Dpdk::start`] once in a process, [`Dpdk::open`] for each device, and each [`DpdkPort`] (a queue) to its worker. A device is
+//! closed with the last of its ports; DPDK itself stays for as long as the process.
 
 mod device;
 mod error;

@@ -41,13 +41,6 @@ impl fmt::Debug for Dpdk {
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        // SAFETY: it runs, and every opened device holds this value, so that none is left.
-        unsafe { (self.plugin.table.end)() };
-    }
-}
-
 /// How a device sorts what arrives into its queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Steering {

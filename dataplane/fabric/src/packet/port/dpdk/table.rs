@@ -171,10 +171,8 @@ pub struct Table {
     pub size: u32,
     /// DPDK's version.
     pub version: unsafe extern "C" fn() -> *const c_char,
-    /// Starts EAL with these arguments, once in a process. Returns a negative error number where it fails.
+    /// Starts EAL with these arguments, once in a process, which it stays for. Returns a negative error number where it fails.
     pub start: unsafe extern "C" fn(argc: c_int, argv: *const *const c_char, log: LogFn) -> c_int,
-    /// Ends EAL. All ports must be closed.
-    pub end: unsafe extern "C" fn() -> c_int,
     /// Configures and starts the device of this name; null where it fails, and `answer` says why.
     pub open:
         unsafe extern "C" fn(*const c_char, *const PortRequest, answer: *mut PortAnswer) -> *mut PortHandle,
@@ -196,4 +194,4 @@ pub struct Table {
     pub free: unsafe extern "C" fn(*mut QueueHandle, *mut Frame, count: u32),
 }
 
-const _: () = assert!(size_of::<Frame>() == 24 && size_of::<Table>() == 8 + 12 * 8);
+const _: () = assert!(size_of::<Frame>() == 24 && size_of::<Table>() == 8 + 11 * 8);

@@ -1,0 +1,86 @@
+//! The bare port: frames in bursts, no protocol.
+
+use std::time::{Duration, Instant};
+
+use velo_fabric::packet::port::dpdk::DpdkPort;
+use velo_fabric::packet::port::ether::{FrameDeparture, FramePort};
+
+use super::{Figure, REGION_BYTES, WARM_UP};
+
+/// Ethernet, IPv4 and UDP: what is not copied, as a protocol would write it.
+const HEADERS: usize = 42;
+
+/// Walks over a region in steps, so that what it gives is cold.
+struct Region {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Region {
+    fn new() -> Self {
+        Self { bytes: (0..REGION_BYTES).map(|index| (index * 31 >> 3) as u8).collect(), at: 0 }
+    }
+
+    fn next(&mut self, len: usize) -> &mut [u8] {
+        if self.at + len > self.bytes.len() {
+            self.at = 0;
+        }
+        let at = self.at;
+        self.at += len.next_multiple_of(64);
+        &mut self.bytes[at..at + len]
+    }
+}
+
+/// Sends frames without end.
+pub fn supply(mut port: DpdkPort, frame_bytes: usize, copied: bool) -> Figure {
+    let mut region = copied.then(Region::new);
+    loop {
+        let sent = port.tx_burst(&mut |space| {
+            let (headers, payload) = space[..frame_bytes].split_at_mut(HEADERS);
+            headers.fill(0xff);
+            if let Some(region) = &mut region {
+                payload.copy_from_slice(region.next(payload.len()));
+            }
+            Some(FrameDeparture { len: frame_bytes, checksum: None })
+        });
+        sent.expect("the device is there");
+    }
+}
+
+/// Takes what comes for so long.
+pub fn take(mut port: DpdkPort, copied: bool, time: Duration) -> Figure {
+    let mut region = copied.then(Region::new);
+    let mut figure = Figure::default();
+    let mut began: Option<Instant> = None;
+    let mut turn = 0_u32;
+    loop {
+        let count = port.rx_burst(&mut |arrival| {
+            let (headers, payload) = arrival.frame.split_at_mut(HEADERS.min(arrival.frame.len()));
+            std::hint::black_box(headers[0]);
+            if let Some(region) = &mut region {
+                region.next(payload.len()).copy_from_slice(payload);
+            }
+            figure.bytes += (headers.len() + payload.len()) as u64;
+            figure.count += 1;
+        });
+        turn = turn.wrapping_add(1);
+        if count.expect("the device is there") == 0 && !turn.is_multiple_of(1_024) {
+            continue;
+        }
+        if !turn.is_multiple_of(64) {
+            continue;
+        }
+        match began {
+            None if figure.count > 0 => began = Some(Instant::now()),
+            Some(at) if figure.seconds == 0.0 && at.elapsed() > WARM_UP => {
+                began = Some(Instant::now());
+                figure = Figure { seconds: f64::MIN_POSITIVE, ..Figure::default() };
+            }
+            Some(at) if figure.seconds != 0.0 && at.elapsed() > time => {
+                figure.seconds = at.elapsed().as_secs_f64();
+                return figure;
+            }
+            _ => {}
+        }
+    }
+}
