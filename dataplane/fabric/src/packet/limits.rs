@@ -39,7 +39,7 @@ pub const WIRE_OVERHEAD_BYTES: u64 = 8 + 40 + 38 + DATA_OVERHEAD_BYTES as u64;
 /// How much of the line rate is granted; the rest is for control frames and for what comes again.
 pub const LINE_SHARE_PERCENT: u64 = 98;
 /// How long the line rate may be granted at once after a pause.
-pub const PACER_BURST_NS: u64 = 100_000;
+pub const PACER_BURST_NS: u64 = 50_000;
 /// Grants of one path that wait for their turn, and so the memory of a path that a peer can fill.
 pub const GRANTS_PER_PATH: usize = 1_024;
 /// Grants of one slot that wait for their turn.

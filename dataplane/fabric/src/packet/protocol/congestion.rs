@@ -13,6 +13,8 @@ const DRAIN_ROUNDS: u32 = 64;
 const LOSS_SPANS: usize = 8;
 /// Packets over which loss is measured, at least.
 const LOSS_PACKETS: u64 = 256;
+/// From this round trip on grants are spread over it.
+const PACED_RTT_NS: u64 = 1_000_000;
 /// Fractions are in 1/1024.
 const ONE: u64 = 1_024;
 
@@ -95,6 +97,17 @@ impl Congestion {
         self.window
     }
 
+    /// The rate at which to grant: so that the window is spread over the round trip, and can still grow. In bytes per second; `None` where
+    /// the round trip is too short to be worth a timer.
+    pub(super) fn pace(&self, rtt: &RoundTrip) -> Option<u64> {
+        if self.fixed || rtt.smoothed() < PACED_RTT_NS {
+            return None;
+        }
+        let per_second = u128::from(self.window) * 1_000_000_000 / u128::from(rtt.smoothed());
+        let per_second = per_second as u64;
+        Some(if self.slow_start { per_second + per_second / 2 } else { per_second + per_second / 4 })
+    }
+
     pub(super) fn rate(&self) -> u64 {
         self.rate
     }
@@ -137,9 +150,10 @@ impl Congestion {
         round.packets += 1;
         round.marked += u64::from(marked);
         round.shortest = round.shortest.min(rtt_ns);
-        if self.slow_start && round.limited && !self.fixed {
-            if round.packets >= 8 && round.shortest > rtt.shortest() + self.target(rtt.shortest()) {
-                self.leave_slow_start(rtt);
+        let Round { packets, shortest, limited, .. } = *round;
+        if self.slow_start && limited && !self.fixed {
+            if packets >= 8 && shortest > rtt.shortest() + self.target(rtt.shortest()) {
+                self.leave_slow_start(shortest, rtt);
             } else {
                 self.window = (self.window + bytes).min(self.most);
             }
@@ -182,13 +196,14 @@ impl Congestion {
         (target * share / ONE).max(segments)
     }
 
-    fn leave_slow_start(&mut self, rtt: &RoundTrip) {
+    fn leave_slow_start(&mut self, shortest: u64, rtt: &RoundTrip) {
         self.slow_start = false;
         self.cuts += 1;
         self.calm = 0;
-        // What was on its way when the queue began to stand: half of it, or what the last round delivered.
-        let delivered = self.carried(rtt.shortest() + self.target(rtt.shortest()) / 2);
-        self.window = (self.window / 2).max(delivered.min(self.window)).max(2 * self.segment);
+        // As much of what is on its way as takes the round trip that it should take.
+        let wanted = rtt.shortest() + self.target(rtt.shortest()) / 2;
+        let fits = (u128::from(self.window) * u128::from(wanted) / u128::from(shortest.max(1))) as u64;
+        self.window = fits.clamp(self.window / 2, self.window).max(2 * self.segment);
         self.undrained = DRAIN_ROUNDS / 2;
     }
 
@@ -234,7 +249,7 @@ impl Congestion {
         self.undrained += 1;
         if cut > 0 {
             if self.slow_start {
-                self.leave_slow_start(rtt);
+                self.leave_slow_start(round.shortest, rtt);
                 return;
             }
             self.window -= self.window * cut.min(ONE / 2) / ONE;
@@ -244,7 +259,14 @@ impl Congestion {
         } else if round.limited && !self.slow_start && 2 * self.carried(rtt.smoothed()) >= self.window {
             self.calm += 1;
             // The longer nothing stands in the way, the bolder.
-            let step = self.segment.max(self.window / 64) * u64::from(self.calm / 8 + 1).min(8);
+            let step = match self.calm {
+                // Less than in proportion to the window, so that the smaller of two flows catches up.
+                _ if queue > target / 8 => (self.window * self.segment).isqrt() / 2,
+                0..3 => (self.window * self.segment).isqrt() / 2,
+                3..6 => self.window / 16,
+                _ => self.window / 8,
+            };
+            let step = step.max(self.segment);
             self.window = (self.window + step).min(self.most);
         }
         if self.undrained >= DRAIN_ROUNDS

@@ -18,7 +18,7 @@ impl Pacer {
         let rate = rate.map_or(0, |rate| (rate / 100).saturating_mul(LINE_SHARE_PERCENT).max(1));
         let burst = (u128::from(rate) * u128::from(PACER_BURST_NS) / 1_000_000_000) as i64;
         let burst = burst.max(2 * least as i64);
-        Self { rate, burst, level: burst, filled_ns: 0 }
+        Self { rate, burst, level: 0, filled_ns: 0 }
     }
 
     /// What a segment costs on the wire.
@@ -80,7 +80,7 @@ mod tests {
     fn no_more_is_granted_than_the_line_carries() {
         let rate = 1_250_000_000;
         let mut pacer = Pacer::new(Some(rate), 1_500);
-        let (mut spent, mut now) = (0, 0);
+        let (mut spent, mut now) = (0, pacer.ready_at());
         while now < 1_000_000_000 {
             pacer.fill(now);
             assert!(pacer.is_ready());

@@ -439,8 +439,7 @@ impl Path {
             return Some(closing.next_ns);
         }
         let stalls = self.reader.stalls_at(options.stall_timeout.as_nanos() as u64);
-        // Many slots with deadlines close to each other share one turn.
-        let tail = self.reader.next_timeout(now).map(|at| at.max(now + self.reader.rtt.tail_timeout() / 8));
+        let tail = self.reader.next_timeout(now);
         let fixed = self.probing.next_timeout().min(self.ping_at_ns);
         let next = [stalls, tail].into_iter().flatten().fold(fixed, u64::min);
         (next != u64::MAX).then_some(next)

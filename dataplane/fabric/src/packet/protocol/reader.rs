@@ -17,6 +17,9 @@ const SLOTS: usize = limits::READS_PER_PATH;
 /// Segments that one CREDIT grants at most.
 const MASK: u32 = u64::BITS;
 
+/// Grants of which it is known whether anything came by them.
+const CREDITS: usize = limits::GRANTS_PER_PATH;
+
 const _: () = assert!(SLOTS == u64::BITS as usize);
 
 /// All slots of one bit mask, lowest first.
@@ -76,6 +79,12 @@ pub(super) struct Reader {
     passed: u64,
     inflight: u64,
     next_credit: u32,
+    /// The last grants by which something came, each at its number modulo their count.
+    came: Box<[u32; CREDITS]>,
+    /// What may be granted now so that the window is spread over the round trip, when that was, and when more may be where it is too little.
+    allowance: u64,
+    allowed_ns: u64,
+    spread_until: Option<u64>,
     /// Whether the pacer holds grants back.
     pub(super) paced: bool,
     pub(super) rtt: RoundTrip,
@@ -110,6 +119,10 @@ impl Reader {
             passed: 0,
             inflight: 0,
             next_credit: 1,
+            came: Box::new([0; CREDITS]),
+            allowance: 0,
+            allowed_ns: 0,
+            spread_until: None,
             paced: false,
             rtt: RoundTrip::new(slack),
             congestion: Congestion::new(options.lossless, limits::WINDOW_FIRST_BYTES, most, queue_target),
@@ -283,6 +296,7 @@ impl Reader {
             return;
         }
         let len = payload.len() as u64;
+        self.came[data.credit as usize % CREDITS] = data.credit;
         let was = reading.arrive(segment, data.credit, number);
         if was != Was::Granted {
             desk.counters.segments_spurious += 1;
@@ -323,14 +337,17 @@ impl Reader {
     fn lose_passed_of(&mut self, now: u64, slot: usize, newest: u64, desk: &mut Desk<'_>) {
         let Some(reading) = &mut self.slots[slot] else { return };
         let before = reading.granted_bytes();
-        let lost = {
-            let wait_us = (self.rtt.tail_timeout() / 1_000) as u32;
-            reading.lose_passed(newest, self.reordering.threshold(), (now / 1_000) as u32, wait_us)
-        };
+        let (now_us, wait_us) = ((now / 1_000) as u32, (self.rtt.tail_timeout() / 1_000) as u32);
+        let (came, congestion) = (&self.came, &mut self.congestion);
+        let lost = reading.lose_passed(newest, self.reordering.threshold(), now_us, wait_us, |credit| {
+            // Where nothing came by a grant, it was the grant that was lost, and the network has carried none of this.
+            if came[credit as usize % CREDITS] == credit {
+                congestion.lost(1);
+            }
+        });
         self.inflight -= before - reading.granted_bytes();
         self.lost += u64::from(lost);
         desk.counters.segments_lost += u64::from(lost);
-        self.congestion.lost(lost.into());
         self.update(slot);
     }
 
@@ -358,7 +375,7 @@ impl Reader {
 
     /// Whether a grant is worth a frame now.
     fn may_grant(&self) -> bool {
-        if self.wanting == 0 || self.paced {
+        if self.wanting == 0 || self.paced || self.spread_until.is_some() {
             return false;
         }
         let room = self.congestion.window().saturating_sub(self.inflight);
@@ -428,6 +445,20 @@ impl Reader {
             self.congestion.hold_back();
             return None;
         }
+        if let Some(rate) = self.congestion.pace(&self.rtt) {
+            let added = u128::from(now - self.allowed_ns) * u128::from(rate) / 1_000_000_000;
+            let most = (window / 8).max(4 * u64::from(self.segment_bytes));
+            self.allowance = (added as u64).saturating_add(self.allowance).min(most);
+            self.allowed_ns = now;
+            if self.allowance < next && self.inflight > 0 {
+                // An eighth of the window at a time: timers are not free.
+                let missing = u128::from((window / 16).max(next) - self.allowance);
+                self.spread_until =
+                    Some(now + (missing * 1_000_000_000 / u128::from(rate.max(1))) as u64 + 1);
+                return None;
+            }
+            room = room.min(self.allowance.max(next));
+        }
         let cost = Pacer::cost(next, 1);
         if pacer.available().min(*left) < cost {
             self.paced = true;
@@ -440,6 +471,7 @@ impl Reader {
         let (first, mask, bytes) = reading.grant(number, stamp, most)?;
         self.next_credit = number.wrapping_add(1);
         self.inflight += bytes;
+        self.allowance = self.allowance.saturating_sub(bytes);
         reading.active_ns = now;
         if self.inflight + self.handful() > window {
             self.congestion.hold_back();
@@ -454,6 +486,7 @@ impl Reader {
     /// Takes for lost what the tail timers say. Returns whether nothing at all comes through.
     pub(super) fn handle_timeout(&mut self, now: u64, desk: &mut Desk<'_>) -> bool {
         let mut silent = false;
+        self.spread_until = self.spread_until.filter(|until| *until > now);
         for slot in each(self.active) {
             let wait = self.wait(slot);
             let Some(reading) = self.slots[slot].as_mut() else { continue };
@@ -487,7 +520,8 @@ impl Reader {
     fn wait(&self, slot: usize) -> u64 {
         let timeouts = self.slots[slot].as_ref().map_or(0, |reading| reading.timeouts);
         let wait = self.rtt.tail_timeout();
-        (wait << timeouts.min(16)).min(limits::TAIL_MAX_NS.max(wait))
+        // Slowly longer: one segment asked for again congests nothing, and where much is lost it takes several tries.
+        (wait << (timeouts / 2).min(16)).min(limits::TAIL_MAX_NS.max(wait))
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) has something to do.
@@ -501,12 +535,14 @@ impl Reader {
             let reading = self.slots[slot].as_ref().filter(|reading| reading.is_waiting())?;
             Some(reading.active_ns.saturating_add(self.wait(slot)))
         });
-        waiting.chain(passed).min()
+        // Many slots with deadlines close to each other share one turn.
+        let tail = waiting.chain(passed).min().map(|at| at.max(now + wait / 8));
+        tail.into_iter().chain(self.spread_until).min()
     }
 
     /// The soonest that a grant made now can time out.
     pub(super) fn soonest_timeout(&self, now: u64) -> u64 {
-        now.saturating_add(self.rtt.tail_timeout())
+        now.saturating_add(self.rtt.tail_timeout()).min(self.spread_until.unwrap_or(u64::MAX))
     }
 
     /// When the path has stalled unless something new arrives.

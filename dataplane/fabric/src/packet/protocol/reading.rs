@@ -316,17 +316,25 @@ impl Reading {
     }
 
     /// Takes for lost what was passed by a packet `threshold` or more before packet `newest`, or was passed and is older than `wait_us`.
-    /// Returns how many.
-    pub(super) fn lose_passed(&mut self, newest: u64, threshold: u32, now_us: u32, wait_us: u32) -> u32 {
+    /// Tells `each` by which grant it had been granted, and returns how many.
+    pub(super) fn lose_passed(
+        &mut self,
+        newest: u64,
+        threshold: u32,
+        now_us: u32,
+        wait_us: u32,
+        mut each: impl FnMut(u32),
+    ) -> u32 {
         let mut lost = 0;
         while self.last_passed != NONE {
             let first = self.first;
-            let Granted { passed_at, at_us, .. } = self.granted[usize::from(first)];
+            let Granted { passed_at, at_us, credit, .. } = self.granted[usize::from(first)];
             let distance = (newest as u32).wrapping_sub(passed_at) as i32;
             if distance < threshold as i32 && now_us.wrapping_sub(at_us) < wait_us {
                 break;
             }
             self.lose(first);
+            each(credit);
             lost += 1;
         }
         lost
@@ -356,7 +364,7 @@ impl Reading {
         self.wanted_from = self.wanted_from.min(segment);
     }
 
-    /// How many bytes have arrived; for the sums that tests make.
+    /// That every segment is in one state, and that all sums are right.
     #[cfg(test)]
     fn check(&self) {
         let mut listed = SegmentSet::default();
@@ -387,4 +395,93 @@ pub(super) enum Place<'a> {
     Filled,
     /// There is no such segment.
     Nowhere,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::pool::{BUFFER_BYTES, Pool};
+
+    fn reading(len: u32, segment_bytes: u32) -> Box<Reading> {
+        let mut reading = Reading::vacant();
+        let buffer = Pool::new(BUFFER_BYTES as u64).unwrap().take().unwrap();
+        let blob = BlobId::from_bytes([1; 32]);
+        reading.begin(Read { tag: 1, blob, what: What::Blob, offset_bytes: 0, len, buffer });
+        reading.ask(segment_bytes);
+        reading
+    }
+
+    #[test]
+    fn what_later_packets_pass_is_lost() {
+        let mut reading = reading(10 * 1_024, 1_024);
+        assert_eq!(reading.grant(1, 0, 8), Some((0, 0xff, 8 * 1_024)));
+        assert_eq!(reading.arrive(2, 1, 100), Was::Granted);
+        assert!(reading.has_passed());
+        assert_eq!(reading.lose_passed(102, 3, 0, 1_000, |_| {}), 0);
+        assert_eq!(reading.arrive(1, 1, 99), Was::Granted, "it was only late");
+        assert_eq!(reading.lose_passed(103, 3, 0, 1_000, |_| {}), 1);
+        assert!(reading.has_lost() && !reading.has_passed());
+        // Granted again it goes first, and what comes of the earlier grant after all is taken.
+        assert_eq!(reading.grant(2, 0, 1), Some((0, 1, 1_024)));
+        assert_eq!(reading.arrive(0, 1, 98), Was::GrantedAgain);
+        assert_eq!(reading.lose_all(), 5);
+        assert_eq!(reading.arrive(5, 1, 120), Was::Lost);
+        reading.check();
+    }
+
+    #[test]
+    fn the_supplier_may_have_less() {
+        let mut reading = reading(10 * 1_024, 1_024);
+        reading.grant(1, 0, 5);
+        assert!(reading.learn_len(2 * 1_024 + 7));
+        assert!(matches!(reading.place(3, 1_024), Place::Nowhere));
+        assert!(matches!(reading.place(2, 1_024), Place::Nowhere), "the last one is short");
+        assert!(matches!(reading.place(2, 7), Place::Free(_)));
+        for segment in 0..3 {
+            reading.arrive(segment, 1, 1);
+        }
+        reading.confirmed = true;
+        reading.check();
+        assert!(reading.is_complete() && !reading.learn_len(7), "it said otherwise before");
+    }
+
+    proptest! {
+        /// Whatever comes in whatever order, every segment is in one state, and the sums are right.
+        #[test]
+        fn every_segment_is_in_one_state(
+            len in 1u32..=BUFFER_BYTES as u32,
+            size in 0usize..3,
+            steps in prop::collection::vec((0u8..8, any::<u32>(), any::<u16>()), 1..120),
+        ) {
+            let sizes = [1_152, 1_408, 8_896];
+            let mut reading = reading(len, sizes[size]);
+            let (mut credit, mut number) = (0, 0u64);
+            for (step, a, b) in steps {
+                match step {
+                    0..=2 => {
+                        credit += 1;
+                        reading.grant(credit, number as u32, a % 65);
+                    }
+                    3 | 4 => {
+                        number += 1;
+                        let segment = a % reading.count.max(1);
+                        if !reading.arrived.contains(segment) && !(reading.wanted.contains(segment) && !reading.started) {
+                            let credit = if step == 3 { reading.granted[segment as usize].credit } else { u32::from(b) };
+                            reading.arrive(segment, credit, number + u64::from(b % 4));
+                        }
+                    }
+                    5 => { reading.lose_passed(number, u32::from(b % 8), number as u32, 50, |_| {}); }
+                    6 => { reading.lose_all(); }
+                    _ => match b % 8 {
+                        0 => reading.ask(sizes[a as usize % 3]),
+                        1 => { reading.learn_len(a % BUFFER_BYTES as u32 + 1); }
+                        _ => {}
+                    },
+                }
+                reading.check();
+            }
+        }
+    }
 }

@@ -117,7 +117,11 @@ impl Transfer {
         let mut world = World::new(self.seed, self.datagram_max_bytes);
         let down = world.network.add_link(self.down.clone());
         let up = world.network.add_link(self.up.clone());
-        let receiver = world.add_station(up, down, self, self.paced.then_some(self.down.rate_bytes_per_s));
+        // The links count datagrams, a line what is around them, too.
+        let datagram = self.datagram_max_bytes as u64;
+        let around = limits::WIRE_OVERHEAD_BYTES - limits::DATA_OVERHEAD_BYTES as u64;
+        let line_rate = self.down.rate_bytes_per_s / datagram * (datagram + around);
+        let receiver = world.add_station(up, down, self, self.paced.then_some(line_rate));
         for _ in 0..self.senders {
             let (there, back) = (self.sender.clone(), self.sender.clone());
             let (there, back) = (world.network.add_link(there), world.network.add_link(back));
