@@ -2,12 +2,16 @@
 //! and gives its result three later, and a store for each word. The chains are joined as in Intel's "Fast CRC Computation for iSCSI
 //! Polynomial Using CRC32 Instruction" (2011), by tables of what zeros after a chain make of its state.
 
-use core::arch::x86_64::_mm_crc32_u64;
+use core::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_crc32_u64, _mm_prefetch};
 use std::sync::OnceLock;
 
 const WORD: usize = 8;
-/// Bytes of one chain in a round: first long ones, then short ones, then a single chain.
-const CHAINS: [usize; 2] = [1024, 128];
+/// Bytes of one chain in a round: first long ones, then such as three make most of an Ethernet packet, then short ones, then a single
+/// chain.
+const CHAINS: [usize; 3] = [1024, 448, 128];
+const LINE: usize = 64;
+/// How far ahead of a chain its lines are asked for, on both sides: three chains at once are more than the processor foresees.
+const AHEAD: usize = 3072;
 
 /// What so many bytes of zeros make of each byte of a state.
 struct Zeros([[u32; 256]; 4]);
@@ -42,7 +46,7 @@ pub(crate) fn is_available() -> bool {
 /// If the lengths differ.
 #[target_feature(enable = "sse4.2")]
 pub(crate) fn copy(crc: u32, dst: &mut [u8], src: &[u8]) -> u32 {
-    static ZEROS: OnceLock<[Zeros; 2]> = OnceLock::new();
+    static ZEROS: OnceLock<[Zeros; 3]> = OnceLock::new();
     assert_eq!(dst.len(), src.len(), "a copy is as long as what it copies");
     let zeros = ZEROS.get_or_init(|| CHAINS.map(|len| Zeros::of(len)));
     let (mut dst, mut src) = (dst, src);
@@ -54,16 +58,23 @@ pub(crate) fn copy(crc: u32, dst: &mut [u8], src: &[u8]) -> u32 {
             (dst, src) = (rest, more);
             let (mut second, mut third) = (0, 0);
             let (to, from) = (to.as_mut_ptr(), from.as_ptr());
-            for at in (0..len).step_by(WORD) {
-                // SAFETY: `at + WORD` is at most `len`, and both sides have three times `len` bytes.
-                let word = |chain: usize| unsafe {
-                    let word = from.add(chain * len + at).cast::<u64>().read_unaligned();
-                    to.add(chain * len + at).cast::<u64>().write_unaligned(word);
-                    word
-                };
-                state = _mm_crc32_u64(state, word(0));
-                second = _mm_crc32_u64(second, word(1));
-                third = _mm_crc32_u64(third, word(2));
+            for line in (0..len).step_by(LINE) {
+                for chain in 0..3 {
+                    // Beyond the end this does nothing.
+                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD + chain * len + line).cast());
+                    _mm_prefetch::<_MM_HINT_ET0>(to.wrapping_add(AHEAD + chain * len + line).cast());
+                }
+                for at in (line..line + LINE).step_by(WORD) {
+                    // SAFETY: `at + WORD` is at most `len`, and both sides have three times `len` bytes.
+                    let word = |chain: usize| unsafe {
+                        let word = from.add(chain * len + at).cast::<u64>().read_unaligned();
+                        to.add(chain * len + at).cast::<u64>().write_unaligned(word);
+                        word
+                    };
+                    state = _mm_crc32_u64(state, word(0));
+                    second = _mm_crc32_u64(second, word(1));
+                    third = _mm_crc32_u64(third, word(2));
+                }
             }
             state = zeros.after(zeros.after(state) ^ second) ^ third;
         }
