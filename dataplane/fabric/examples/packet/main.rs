@@ -83,11 +83,12 @@ fn main() {
         for datagram in [1472, 8972, 32_768, 65_487] {
             for paths in [1, 4] {
                 let transfer = transfer(gib, paths, protection, datagram);
-                let name = format!("udp {protection_name}, {datagram}, {paths} path(s)");
+                let of = format!("udp {protection_name}, {datagram}, {paths} path(s)");
+                let name = format!("{of}, threads");
                 if name.contains(&word) {
                     print(&name, transfer.bytes, &measure::between_threads(&transfer).expect("sockets"));
                 }
-                let name = format!("{name}, processes");
+                let name = format!("{of}, processes");
                 if name.contains(&word) {
                     let mut supplier = Command::new(std::env::current_exe().expect("this program"));
                     let numbers = [gib, paths, index as u64, datagram as u64];

@@ -186,14 +186,14 @@ pub fn between_threads(transfer: &Transfer) -> io::Result<Figure> {
     add_paths(&mut supplier, reader.local(), Role::Accepter, transfer)?;
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        let supplying = scope.spawn(|| {
+        let supplying = thread::Builder::new().name("supplier".into()).spawn_scoped(scope, || {
             let cpu = cpu_seconds(ClockId::ThreadCPUTime);
             work(&mut supplier, |_, completions| {
                 completions.clear();
                 stop.load(Ordering::Relaxed)
             });
             cpu_seconds(ClockId::ThreadCPUTime) - cpu
-        });
+        })?;
         let mut figure = read_all(&mut reader, transfer);
         stop.store(true, Ordering::Relaxed);
         figure.supplier_cpu_s = supplying.join().expect("the supplying thread");

@@ -45,7 +45,8 @@ fn a_stranger_gets_no_answer_and_changes_nothing() {
             for _ in 0..8 {
                 sent += 1;
                 // The numbers of path 1 at either side.
-                let (to, path) = if sent % 2 == 0 { (to_a, 1 << 8) } else { (to_b, (1 << 8) + (1 << 20)) };
+                let (to, path) =
+                    if sent.is_multiple_of(2) { (to_a, 1 << 8) } else { (to_b, (1 << 8) + (1 << 20)) };
                 let _ = stranger.send_to(&junk(sent, path), to);
             }
             pair.a_done.len() == 24 && sent > 2000
@@ -99,13 +100,13 @@ fn what_was_overheard_comes_again() {
                 let to = if from == to_a { to_b } else { to_a };
                 count += 1;
                 // Now and then a damaged copy comes first, and a whole one comes later from another address.
-                if count % 5 == 0 {
+                if count.is_multiple_of(5) {
                     datagram[count % len] ^= 1 << (count % 8);
                     let _ = elsewhere.send_to(&datagram[..len], to);
                     datagram[count % len] ^= 1 << (count % 8);
                 }
                 let _ = middle.send_to(&datagram[..len], to);
-                if count % 3 == 0 {
+                if count.is_multiple_of(3) {
                     let _ = elsewhere.send_to(&datagram[..len], to);
                 }
             }

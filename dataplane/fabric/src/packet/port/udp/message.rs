@@ -13,8 +13,10 @@ use std::ptr;
 
 use crate::packet::port::Ecn;
 
-/// Messages received in one call.
-pub(super) const RX_MESSAGES: usize = 16;
+/// Messages received in one call, at most.
+const RX_MESSAGES: usize = 32;
+/// Bytes received in one call, about: what is still in the second cache when it is looked at.
+const RX_BYTES: usize = 256 << 10;
 /// Messages sent in one call.
 pub(super) const TX_MESSAGES: usize = 32;
 /// The most segments that the kernel cuts one message into (`UDP_MAX_SEGMENTS` of the oldest kernels that can).
@@ -49,11 +51,13 @@ pub(super) struct Received {
 /// Memory for one call's worth of received messages.
 pub(super) struct RxSlab {
     bytes: Box<[u8]>,
+    /// How many messages the next call asks for.
+    messages: usize,
 }
 
 impl RxSlab {
     pub(super) fn new() -> Self {
-        Self { bytes: vec![0; RX_MESSAGES * RX_STRIDE_BYTES].into_boxed_slice() }
+        Self { bytes: vec![0; RX_MESSAGES * RX_STRIDE_BYTES].into_boxed_slice(), messages: RX_MESSAGES }
     }
 
     pub(super) fn space(&mut self, range: Range<usize>) -> &mut [u8] {
@@ -61,7 +65,7 @@ impl RxSlab {
     }
 }
 
-/// Receives at most [`RX_MESSAGES`] into `slab`, without waiting. `each` gets a message, or `None` for one that is not
+/// Receives into `slab`, without waiting, about as many messages as lie in the caches until they have been looked at. `each` gets a message, or `None` for one that is not
 /// whole or comes from no address.
 pub(super) fn receive(
     socket: BorrowedFd<'_>,
@@ -75,8 +79,9 @@ pub(super) fn receive(
     // SAFETY: as above.
     let mut vectors: [libc::iovec; RX_MESSAGES] = unsafe { mem::zeroed() };
     let mut controls = [EMPTY_CONTROL; RX_MESSAGES];
+    let messages = slab.messages;
     let spaces = slab.bytes.chunks_exact_mut(RX_STRIDE_BYTES);
-    for (i, space) in spaces.enumerate() {
+    for (i, space) in spaces.take(messages).enumerate() {
         vectors[i] = libc::iovec { iov_base: space.as_mut_ptr().cast(), iov_len: RX_SPACE_BYTES };
         let header = &mut headers[i].msg_hdr;
         header.msg_name = ptr::from_mut(&mut names[i]).cast();
@@ -93,7 +98,7 @@ pub(super) fn receive(
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 headers.as_mut_ptr(),
-                RX_MESSAGES as u32,
+                messages as u32,
                 libc::MSG_DONTWAIT as _,
                 ptr::null_mut(),
             )
@@ -108,6 +113,8 @@ pub(super) fn receive(
             _ => return Err(error),
         }
     };
+    let bytes: usize = headers[..count].iter().map(|header| header.msg_len as usize).sum();
+    slab.messages = (RX_BYTES * count).checked_div(bytes).unwrap_or(RX_MESSAGES).clamp(2, RX_MESSAGES);
     for (i, header) in headers[..count].iter().enumerate() {
         let len = (header.msg_len as usize).min(RX_SPACE_BYTES);
         let (segment, ecn) = parse_control(&header.msg_hdr);

@@ -22,8 +22,8 @@ use self::message::{Outgoing, RxSlab, SEGMENTS_MAX, TX_MESSAGES};
 use super::{Arrival, Departure, Port, PortCaps, PortCounters};
 use crate::packet::limits::DATAGRAM_MAX_BYTES;
 
-/// Bytes written before they are handed to the kernel.
-const TX_SLAB_BYTES: usize = 8 * DATAGRAM_MAX_BYTES;
+/// Bytes written before they are handed to the kernel: so few that they are still in the second cache then.
+const TX_SLAB_BYTES: usize = 4 * DATAGRAM_MAX_BYTES;
 /// Sockets that the low byte of a path's number can tell apart.
 const GROUP_MAX: usize = 256;
 

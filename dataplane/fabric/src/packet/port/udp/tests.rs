@@ -120,7 +120,7 @@ fn a_group_shares_a_port_and_each_worker_gets_its_paths() {
         let mut sent = Vec::new();
         for i in 0..120usize {
             let mut bytes = datagram(i, 200);
-            bytes[4..8].copy_from_slice(&((i as u32 / 7) << 8 | (i as u32 / 5) % 3).to_le_bytes());
+            bytes[4..8].copy_from_slice(&(((i as u32 / 7) << 8) | ((i as u32 / 5) % 3)).to_le_bytes());
             sent.push((to, bytes, Ecn::Capable));
         }
         send(&mut sender, &sent);
