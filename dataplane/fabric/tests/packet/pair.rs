@@ -11,7 +11,7 @@ use velo_fabric::packet::port::udp::{Udp, UdpOptions};
 use velo_fabric::packet::protocol::seal::{Cipher, PathKeys, PathName, PathSecret, Protection, Role};
 use velo_fabric::packet::protocol::{EndpointOptions, NewPath};
 use velo_fabric::packet::supply::Threads;
-use velo_fabric::pool::Pool;
+use velo_fabric::pool::{Pool, PoolOptions};
 use velo_fabric::{Completion, Fabric, PathId, Read, What};
 use velo_object::BlobId;
 
@@ -34,7 +34,8 @@ pub fn udp(address: &str) -> Udp {
 
 /// A fabric that serves `source` from its own memory for `buffers` reads.
 pub fn packet<P: Port>(port: P, source: &Arc<Source>, options: EndpointOptions, buffers: u64) -> Packet<P> {
-    let supply = Threads::new(source.clone(), Pool::new(buffers << 20).unwrap(), 1).unwrap();
+    let memory = PoolOptions { bytes: buffers << 20, huge_pages: false, populate: true };
+    let supply = Threads::new(source.clone(), Pool::with(memory).unwrap(), 1).unwrap();
     Packet::new(port, Box::new(supply), options).unwrap()
 }
 
@@ -72,8 +73,8 @@ impl<P: Port> Pair<P> {
     pub fn over(a: P, b: P, protection: Protection, options: EndpointOptions) -> Self {
         let (a_source, b_source) = (Arc::new(Source::default()), Arc::new(Source::default()));
         Self {
-            a: packet(a, &a_source, EndpointOptions { seed: 1, ..options }, 64),
-            b: packet(b, &b_source, EndpointOptions { seed: 2, ..options }, 64),
+            a: packet(a, &a_source, EndpointOptions { seed: 1, ..options }, 32),
+            b: packet(b, &b_source, EndpointOptions { seed: 2, ..options }, 32),
             a_source,
             b_source,
             pool: Pool::new(128 << 20).unwrap(),

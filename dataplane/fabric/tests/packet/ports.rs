@@ -198,11 +198,11 @@ fn a_network_that_loses_repeats_reorders_and_damages_delivers_the_right_bytes() 
 #[test]
 fn a_blackout_longer_than_the_stall_timeout_ends_the_reads_and_a_shorter_one_does_not() {
     use velo_fabric::packet::port::fault::{Fault, Faults};
-    for (blackout_ms, ends) in [(500, false), (4000, true)] {
+    for (blackout_ms, ends) in [(200, false), (u128::MAX, true)] {
         let none = Faults::default;
         let port = || Fault::new(udp("127.0.0.1:0"), 1, none(), none());
         let options = velo_fabric::packet::protocol::EndpointOptions {
-            stall_timeout: std::time::Duration::from_secs(2),
+            stall_timeout: std::time::Duration::from_secs(3),
             ..options()
         };
         let mut pair = Pair::over(port(), port(), PROTECTIONS[0], options);
@@ -220,7 +220,7 @@ fn a_blackout_longer_than_the_stall_timeout_ends_the_reads_and_a_shorter_one_doe
         switch.set(false);
         if ends {
             pair.drive(|pair| closed(&pair.a_done).is_some());
-            assert!(matches!(closed(&pair.a_done), Some(PathError::Stalled { ms: 2000 })));
+            assert!(matches!(closed(&pair.a_done), Some(PathError::Stalled { ms: 3000 })));
             assert_eq!(pair.a_done.len(), 17, "every read has ended");
         } else {
             pair.drive(|pair| pair.a_done.len() == 16);
