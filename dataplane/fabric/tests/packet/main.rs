@@ -2,6 +2,9 @@
 //! should.
 
 mod hostile;
+mod link;
+#[path = "../support/namespaces.rs"]
+mod namespaces;
 mod pair;
 mod ports;
 #[path = "../support/mod.rs"]
