@@ -196,6 +196,8 @@ fn tcp_passes(link: &namespaces::Link) {
 fn the_kernel_keeps_its_network() {
     let Some(link) = link_or_skip(1500, "the kernel's network beside xdp") else { return };
     let (to_a, to_b) = (address(&link.a, false), address(&link.b, false));
+    let addresses = link.a.run(|| Xdp::addresses(DEVICE).unwrap());
+    assert_eq!(addresses, [IpAddr::from(link.a.v4), IpAddr::from(link.a.v6)]);
     let Some(mut a) = open_or_skip(&link.a, to_a, "the kernel's network beside xdp") else { return };
     let mut b = open(&link.b, to_b).unwrap();
     acquaint(&mut a, &mut b);

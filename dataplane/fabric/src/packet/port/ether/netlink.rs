@@ -18,8 +18,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const ANSWER_MAX_BYTES: usize = 64 << 10;
 
 const MESSAGE_ERROR: u16 = 2;
+const MESSAGE_DONE: u16 = 3;
 const MESSAGE_NEW_LINK: u16 = 16;
 const MESSAGE_GET_LINK: u16 = 18;
+const MESSAGE_NEW_ADDRESS: u16 = 20;
+const MESSAGE_GET_ADDRESS: u16 = 22;
 const MESSAGE_NEW_ROUTE: u16 = 24;
 const MESSAGE_GET_ROUTE: u16 = 26;
 const MESSAGE_NEW_NEIGHBOUR: u16 = 28;
@@ -27,6 +30,7 @@ const MESSAGE_GET_NEIGHBOUR: u16 = 30;
 
 const REQUEST: u16 = 0x001;
 const ACKNOWLEDGE: u16 = 0x004;
+const DUMP: u16 = 0x300;
 const CREATE: u16 = 0x400;
 
 const LINK_ADDRESS: u16 = 1;
@@ -37,6 +41,13 @@ const LINK_INFO_KIND: u16 = 1;
 const LINK_XDP: u16 = 43;
 const LINK_XDP_PROGRAM: u16 = 4;
 const LINK_IS_UP: u32 = 1;
+
+const ADDRESS_PREFIX: u16 = 1;
+const ADDRESS_LOCAL: u16 = 2;
+/// Temporary or not the first of its network, failed, deprecated, not yet known to be free.
+const ADDRESS_UNFIT: u8 = 0x01 | 0x08 | 0x20 | 0x40;
+/// Scopes from here on end at the link or at the host.
+const SCOPE_LINK: u8 = 253;
 
 const ROUTE_DESTINATION: u16 = 1;
 const ROUTE_INTERFACE: u16 = 4;
@@ -84,6 +95,16 @@ struct LinkMessage {
     index: u32,
     flags: u32,
     change: u32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Default)]
+#[repr(C)]
+struct AddressMessage {
+    family: u8,
+    prefix_bits: u8,
+    flags: u8,
+    scope: u8,
+    interface: u32,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Default)]
@@ -155,7 +176,7 @@ impl Netlink {
         self.begin(MESSAGE_GET_LINK, REQUEST, LinkMessage::default().as_bytes());
         self.put(LINK_NAME, &[name.as_bytes(), &[0]].concat());
         let answer = self.exchange(MESSAGE_NEW_LINK)?.ok_or(io::ErrorKind::NotFound)?;
-        let (message, attributes) = LinkMessage::read_from_prefix(answer).map_err(|_| malformed())?;
+        let (message, attributes) = LinkMessage::read_from_prefix(&answer).map_err(|_| malformed())?;
         let mut link = Link {
             index: message.index,
             name: String::new(),
@@ -184,6 +205,28 @@ impl Netlink {
         Ok(link)
     }
 
+    /// The addresses of an interface that others can send to, those of IPv4 first.
+    pub(in crate::packet::port) fn addresses(&mut self, interface: u32) -> io::Result<Vec<IpAddr>> {
+        self.begin(MESSAGE_GET_ADDRESS, REQUEST | DUMP, AddressMessage::default().as_bytes());
+        let mut found = Vec::new();
+        self.ask(|kind, body| {
+            if kind != MESSAGE_NEW_ADDRESS {
+                return Ok((kind == MESSAGE_DONE).then_some(()));
+            }
+            let (message, attributes) = AddressMessage::read_from_prefix(body).map_err(|_| malformed())?;
+            let fit = message.flags & ADDRESS_UNFIT == 0 && message.scope < SCOPE_LINK;
+            if message.interface == interface && fit {
+                let of = |wanted| Attributes(attributes).find(|(kind, _)| *kind == wanted);
+                // On a point-to-point link the prefix is the other end's.
+                let local = of(ADDRESS_LOCAL).or_else(|| of(ADDRESS_PREFIX));
+                found.extend(local.and_then(|(_, value)| address(value)));
+            }
+            Ok(None)
+        })?;
+        found.sort_by_key(IpAddr::is_ipv6);
+        Ok(found)
+    }
+
     /// The neighbour to hand what goes to `destination` to, if the route leads out of this interface.
     pub(super) fn next_hop(
         &mut self,
@@ -209,7 +252,7 @@ impl Netlink {
             Err(error) if is_answer(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let (message, attributes) = RouteMessage::read_from_prefix(answer).map_err(|_| malformed())?;
+        let (message, attributes) = RouteMessage::read_from_prefix(&answer).map_err(|_| malformed())?;
         if message.kind != ROUTE_UNICAST {
             return Ok(None);
         }
@@ -238,7 +281,7 @@ impl Netlink {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(unknown),
             Err(error) => return Err(error),
         };
-        let (message, attributes) = NeighbourMessage::read_from_prefix(answer).map_err(|_| malformed())?;
+        let (message, attributes) = NeighbourMessage::read_from_prefix(&answer).map_err(|_| malformed())?;
         let mac = Attributes(attributes)
             .find(|(kind, _)| *kind == NEIGHBOUR_ADDRESS)
             .and_then(|(_, value)| value.try_into().ok().map(Mac))
@@ -283,7 +326,13 @@ impl Netlink {
     }
 
     /// Sends the question and gives the body of its answer; `None` where the answer is that it was done.
-    fn exchange(&mut self, wanted: u16) -> io::Result<Option<&[u8]>> {
+    fn exchange(&mut self, wanted: u16) -> io::Result<Option<Vec<u8>>> {
+        self.ask(|kind, body| Ok((kind == wanted).then(|| body.to_vec())))
+    }
+
+    /// Sends the question and shows each answer's kind and body to `each`, until that has what it wants, or (`None`) the answer is
+    /// that it was done.
+    fn ask<T>(&mut self, mut each: impl FnMut(u16, &[u8]) -> io::Result<Option<T>>) -> io::Result<Option<T>> {
         let len = self.question.len() as u32;
         self.question[..4].copy_from_slice(&len.to_ne_bytes());
         rustix::net::send(&self.socket, &self.question, SendFlags::empty())?;
@@ -291,19 +340,20 @@ impl Netlink {
             let (len, _) = rustix::net::recv(&self.socket, &mut self.answer[..], RecvFlags::empty())?;
             let mut at = 0;
             while let Some((header, body)) = message(&self.answer[..len], at) {
-                if header.sequence == self.sequence && header.kind == MESSAGE_ERROR {
+                at += (header.len as usize).next_multiple_of(4);
+                if header.sequence != self.sequence {
+                    continue;
+                }
+                if header.kind == MESSAGE_ERROR {
                     let code = body.get(..4).and_then(|code| i32::read_from_bytes(code).ok());
                     return match code.ok_or_else(malformed)? {
                         0 => Ok(None),
                         code => Err(io::Error::from_raw_os_error(code.wrapping_neg())),
                     };
                 }
-                if header.sequence == self.sequence && header.kind == wanted {
-                    let start = at + size_of::<MessageHeader>();
-                    let end = start + body.len();
-                    return Ok(Some(&self.answer[start..end]));
+                if let Some(found) = each(header.kind, body)? {
+                    return Ok(Some(found));
                 }
-                at += (header.len as usize).next_multiple_of(4);
             }
         }
     }

@@ -14,7 +14,7 @@ mod tests;
 mod umem;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ use self::interface::Interface;
 use self::queue::{Queue, QueueSize};
 use self::umem::{CHUNK_BYTES, HEADROOM_BYTES};
 use super::PortCounters;
+use super::ether::netlink::Netlink;
 use super::ether::{FrameArrival, FrameCaps, FrameDeparture, FramePort};
 use crate::packet::limits;
 
@@ -249,6 +250,19 @@ impl Xdp {
             interface: Some(interface.index),
         };
         Ok(Self { _link: link, _map: map, queues, ready, caps, mode, next: 0, full: false })
+    }
+
+    /// The addresses of an interface that peers can send to, those of IPv4 first.
+    ///
+    /// # Errors
+    /// [`XdpError::Interface`].
+    pub fn addresses(interface: &str) -> Result<Vec<IpAddr>, XdpError> {
+        let of = || {
+            let mut netlink = Netlink::open()?;
+            let index = netlink.link(interface)?.index;
+            netlink.addresses(index)
+        };
+        of().map_err(|error| XdpError::Interface { interface: interface.to_owned(), error })
     }
 
     /// How it does its work.
