@@ -87,17 +87,15 @@ impl Default for Udp {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Xdp {
-    /// The network interface; empty for none.
+    /// The network interface; empty for none. One worker has all its queues.
     pub interface: String,
-    /// Queues of it, each with a worker.
-    pub queues: Count,
-    /// The first UDP port that is taken from the kernel on that interface.
+    /// The UDP port that is taken from the kernel on that interface.
     pub port: u16,
 }
 
 impl Default for Xdp {
     fn default() -> Self {
-        Self { interface: String::new(), queues: Count::Auto, port: 7510 }
+        Self { interface: String::new(), port: 7510 }
     }
 }
 

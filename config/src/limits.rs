@@ -82,7 +82,6 @@ pub(crate) fn check(config: &Config, places: &Places) -> Result<(), ConfigError>
         let must = format!("the name of an interface: at most {INTERFACE_BYTES} bytes");
         return fail("fabric.xdp.interface", must, format!("{:?}", fabric.xdp.interface));
     }
-    count("fabric.xdp.queues", fabric.xdp.queues, 1..=PACKET_WORKERS_MAX)?;
     within("fabric.xdp.port", fabric.xdp.port.into(), 1..=65_535)?;
     count("fabric.dpdk.queues", fabric.dpdk.queues, 1..=PACKET_WORKERS_MAX)?;
     within("fabric.dpdk.port", fabric.dpdk.port.into(), 1..=65_535)?;

@@ -2,6 +2,7 @@
 //!
 //! What cannot be opened is left out and said: TCP carries everything without it.
 
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
 
@@ -9,8 +10,9 @@ use velo_config::{Config, Fabric, Fabrics};
 use velo_fabric::packet::Packet;
 use velo_fabric::packet::port::Port;
 use velo_fabric::packet::port::dpdk::{Device, Dpdk, DpdkError, DpdkOptions, Steering};
-use velo_fabric::packet::port::ether::{Ether, EtherOptions, Neighbourhood};
+use velo_fabric::packet::port::ether::{Ether, EtherOptions, FramePort as _, Neighbourhood};
 use velo_fabric::packet::port::udp::{Udp, UdpOptions};
+use velo_fabric::packet::port::xdp::{Xdp, XdpOptions};
 use velo_fabric::packet::protocol::EndpointOptions;
 use velo_fabric::packet::supply::Supply;
 
@@ -71,7 +73,7 @@ pub(crate) fn open(choice: &FabricChoice, cores: usize, note: impl Fn(String)) -
         let ports = match fabric {
             Fabric::Tcp => continue,
             Fabric::Udp => open_udp(choice, cores).map(|ports| (PacketKind::Udp, ports)),
-            Fabric::Xdp => continue,
+            Fabric::Xdp => open_xdp(choice).map(|ports| (PacketKind::Xdp, ports)),
             Fabric::Dpdk => open_dpdk(choice).map(|ports| (PacketKind::Dpdk, ports)),
         };
         match ports {
@@ -104,6 +106,27 @@ fn open_udp(choice: &FabricChoice, cores: usize) -> Result<Ports, String> {
         ports.push(OpenPort { make: carrier_of(port), address, words: format!("at {local}"), numa: None });
     }
     Ok((datagram_max_bytes, ports))
+}
+
+/// One worker has all queues of the interface: by which of them a peer's packets come is the device's choice.
+fn open_xdp(choice: &FabricChoice) -> Result<Ports, String> {
+    let xdp = &choice.settings.xdp;
+    let interface = xdp.interface.as_str();
+    let addresses = Xdp::addresses(interface).map_err(|error| error.to_string())?;
+    let address =
+        addresses.first().ok_or_else(|| format!("network interface `{interface}` has no address"))?;
+    let local = SocketAddr::new(*address, xdp.port);
+    let frames = Xdp::open(&XdpOptions::new(interface, local)).map_err(|error| error.to_string())?;
+    let mode = frames.mode();
+    let index = frames.caps().interface.ok_or("the kernel does not share its device")?;
+    let neighbourhood = Neighbourhood::Kernel { interface: index };
+    let options = EtherOptions { local, vlan: None, neighbourhood, ipv4_checksum: false };
+    let port = Ether::new(frames, options).map_err(|error| error.to_string())?;
+    let datagram_max_bytes = port.caps().datagram_max_bytes as u32;
+    let node = fs::read_to_string(format!("/sys/class/net/{interface}/device/numa_node"));
+    let numa = node.ok().and_then(|node| node.trim().parse().ok());
+    let words = format!("at {local} on {interface}: {mode}");
+    Ok((datagram_max_bytes, vec![OpenPort { make: carrier_of(port), address: local, words, numa }]))
 }
 
 /// Each worker has a queue of the device and a port of its own, by which the device sorts.

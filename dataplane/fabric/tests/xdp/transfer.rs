@@ -51,7 +51,7 @@ fn both_sides_get_the_right_bytes_with_5_percent_loss_and_without() {
         }
         let (lost, _) = pair.b.port().faults();
         assert_eq!(lost.lost > 0, loss > 0.0);
-        let proven = pair.a.path_info(7).unwrap().datagram_bytes;
-        assert!(proven > DATAGRAM_MIN_BYTES, "MTU {mtu}: datagrams stay at {proven} bytes");
+        // Sooner or later, larger datagrams are known to come through.
+        pair.drive(|pair| pair.a.path_info(7).unwrap().datagram_bytes > DATAGRAM_MIN_BYTES);
     }
 }

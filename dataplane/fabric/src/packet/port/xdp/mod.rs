@@ -13,6 +13,7 @@ mod socket;
 mod tests;
 mod umem;
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -76,6 +77,15 @@ pub struct XdpMode {
     pub huge_pages: bool,
     /// How many queues it receives by.
     pub queues: u32,
+}
+
+impl fmt::Display for XdpMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = if self.generic { "generic" } else { "native" };
+        let copies = if self.zero_copy { "zero-copy" } else { "copying" };
+        let pages = if self.huge_pages { "huge pages" } else { "ordinary pages" };
+        write!(f, "{place}, {copies}, {pages}, queues: {}", self.queues)
+    }
 }
 
 /// Why there is no [`Xdp`].
