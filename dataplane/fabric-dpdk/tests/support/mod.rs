@@ -14,6 +14,7 @@ use velo_fabric::packet::port::dpdk::{Device, Dpdk, DpdkError, DpdkOptions, Dpdk
 
 pub mod echo;
 pub mod namespace;
+pub mod transfer;
 
 /// How long anything may take. It only decides how soon a failure is told.
 pub const PATIENCE: Duration = Duration::from_secs(60);

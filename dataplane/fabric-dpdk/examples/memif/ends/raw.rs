@@ -18,7 +18,7 @@ struct Region {
 
 impl Region {
     fn new() -> Self {
-        Self { bytes: (0..REGION_BYTES).map(|index| (index * 31 >> 3) as u8).collect(), at: 0 }
+        Self { bytes: (0..REGION_BYTES).map(|index| ((index * 31) >> 3) as u8).collect(), at: 0 }
     }
 
     fn next(&mut self, len: usize) -> &mut [u8] {
