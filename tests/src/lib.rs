@@ -14,6 +14,8 @@ use serde_json::Value;
 
 pub mod content;
 pub mod local;
+#[path = "../../dataplane/fabric/tests/support/namespaces.rs"]
+pub mod namespaces;
 
 /// How long anything that should happen may take. Generous: it only decides how soon a failure is told.
 pub const PATIENCE: Duration = Duration::from_secs(60);

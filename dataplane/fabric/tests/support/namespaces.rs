@@ -16,8 +16,9 @@ pub const DEVICE: &str = "velo0";
 /// One end of a [`Link`]: a network namespace with one device. It goes with its value, also in a panic.
 pub struct End {
     name: String,
-    /// Its addresses, both with the other end's in one prefix (24 and 64 bits).
+    /// Its address, in one network of 24 bits with the other end's.
     pub v4: Ipv4Addr,
+    /// Its address, in one network of 64 bits with the other end's.
     pub v6: Ipv6Addr,
 }
 
@@ -34,6 +35,9 @@ impl End {
     }
 
     /// Runs `work` on a thread in the namespace. Sockets that it makes stay there wherever they are used.
+    ///
+    /// # Panics
+    /// If `work` does, or the namespace is gone.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let enter = || {
             let namespace =
@@ -49,6 +53,9 @@ impl End {
     }
 
     /// Runs `ip` in the namespace.
+    ///
+    /// # Errors
+    /// With what it said.
     pub fn ip(&self, arguments: &[&str]) -> io::Result<()> {
         ip(&[&["-n", &self.name], arguments].concat())
     }
@@ -68,19 +75,27 @@ impl Drop for End {
     }
 }
 
-/// Two ends and what joins them.
+/// Two ends, joined.
 pub struct Link {
+    /// The one.
     pub a: End,
+    /// The other.
     pub b: End,
 }
 
 impl Link {
     /// A link with frames of up to `mtu` bytes and one queue in each direction.
+    ///
+    /// # Errors
+    /// Without root, or `ip`.
     pub fn new(mtu: u32) -> io::Result<Self> {
         Self::with_queues(mtu, 1)
     }
 
     /// As [`new`](Self::new) with several queues.
+    ///
+    /// # Errors
+    /// As there.
     pub fn with_queues(mtu: u32, queues: u32) -> io::Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -169,6 +169,11 @@ impl<F: FramePort> Ether<F> {
         &self.frames
     }
 
+    /// What carries the frames, to be told something of its own.
+    pub fn frames_mut(&mut self) -> &mut F {
+        &mut self.frames
+    }
+
     /// Hands our own frames to the device, as far as there is room.
     fn send_shorts(&mut self) -> io::Result<()> {
         let shorts = &mut self.shorts;
