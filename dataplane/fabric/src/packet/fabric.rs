@@ -129,19 +129,23 @@ impl<P: Port> Packet<P> {
         self.endpoint.counters()
     }
 
-    /// Receives bursts until there is nothing more or the round's share is done.
+    /// Receives bursts until there is nothing more or the round's share is done. Returns how many datagrams came from peers:
+    /// a stranger's are not worth staying awake for.
     fn receive(&mut self) -> io::Result<usize> {
-        let mut received = 0;
+        let before = self.endpoint.counters().datagrams_in;
         for _ in 0..BURSTS_PER_ROUND {
-            let now = self.clock.read();
-            let endpoint = &mut self.endpoint;
-            let count = self.port.rx_burst(&mut |arrival| endpoint.handle_datagram(now, arrival))?;
-            received += count;
+            let (endpoint, clock) = (&mut self.endpoint, &mut self.clock);
+            // Read when the burst is there: a datagram must not seem to have come before it was sent.
+            let mut now = None;
+            let count = self.port.rx_burst(&mut |arrival| {
+                let now = *now.get_or_insert_with(|| clock.read());
+                endpoint.handle_datagram(now, arrival);
+            })?;
             if count == 0 {
                 break;
             }
         }
-        Ok(received)
+        Ok((self.endpoint.counters().datagrams_in - before) as usize)
     }
 
     /// Sends bursts until there is nothing more, no room, or the round's share is done.
