@@ -10,6 +10,10 @@ use crate::level::Level;
 /// Summed and copied at a time: small enough to be still in the first cache, long enough for the checksum's stride.
 const STEP_BYTES: usize = 8192;
 
+/// Up to so many bytes, such as headers have, a single chain is fastest.
+#[cfg(target_arch = "x86_64")]
+const SHORT_BYTES: usize = 128;
+
 /// A CRC32C (Castagnoli; RFC 3720) over bytes that come in parts.
 #[derive(Debug, Clone)]
 pub struct Crc32c(State);
@@ -90,6 +94,12 @@ impl Crc32c {
 /// The CRC32C of `bytes`.
 #[inline]
 pub fn crc32c(bytes: &[u8]) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if bytes.len() <= SHORT_BYTES && kernels().level() > Level::Scalar && crate::arch::crc32c::is_available()
+    {
+        // SAFETY: it is available.
+        return unsafe { crate::arch::crc32c::short(0, bytes) };
+    }
     if is_chained() {
         crc32c::crc32c(bytes)
     } else {

@@ -2,7 +2,7 @@
 //! and gives its result three later, and a store for each word. The chains are joined as in Intel's "Fast CRC Computation for iSCSI
 //! Polynomial Using CRC32 Instruction" (2011), by tables of what zeros after a chain make of its state.
 
-use core::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_crc32_u64, _mm_prefetch};
+use core::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_crc32_u8, _mm_crc32_u64, _mm_prefetch};
 use std::sync::OnceLock;
 
 const WORD: usize = 8;
@@ -80,5 +80,14 @@ pub(crate) fn copy(crc: u32, dst: &mut [u8], src: &[u8]) -> u32 {
         }
     }
     dst.copy_from_slice(src);
-    crc32c::crc32c_append(!(state as u32), src)
+    short(!(state as u32), src)
+}
+
+/// Gives `crc` as it is with `bytes` appended, by a single chain: for so few bytes that everything else only costs time.
+#[target_feature(enable = "sse4.2")]
+pub(crate) fn short(crc: u32, bytes: &[u8]) -> u32 {
+    let (words, rest) = bytes.as_chunks::<WORD>();
+    let state =
+        words.iter().fold(u64::from(!crc), |state, word| _mm_crc32_u64(state, u64::from_le_bytes(*word)));
+    !rest.iter().fold(state as u32, |state, byte| _mm_crc32_u8(state, *byte))
 }
