@@ -1,4 +1,9 @@
-//! Keys by HKDF-SHA256 from the secret that the session exports, and what each of them does to one frame.
+//! Keys by HKDF-SHA256 (RFC 5869) from the secret that the session exports, and what each of them does to one frame.
+//!
+//! The secret of a direction is the expansion of the session's with: `velo packet 1`, the lengths of protection, direction and fabric (8
+//! bytes each), the dialler's and the accepter's number of the path (4 bytes each), and the three texts themselves; numbers are
+//! little-endian. The expansions of a direction's secret with `velo packet key`, `… iv`, `… mac` and `… token` are what their names say;
+//! that with `… update` is the secret of the next generation.
 
 use ring::aead::{AES_128_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use ring::hkdf::{HKDF_SHA256, KeyType, Prk};
