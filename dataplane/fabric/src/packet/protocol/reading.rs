@@ -243,9 +243,9 @@ impl Reading {
         if len == self.len {
             return true;
         }
-        // Only the first word counts, and only where nothing says otherwise.
+        // Only the first word counts, and only where nothing says otherwise; before the supplier was asked, none does.
         let count = len.div_ceil(self.segment_bytes.max(1));
-        if len > self.len || self.confirmed || self.arrived.next(count).is_some() {
+        if self.count == 0 || len > self.len || self.confirmed || self.arrived.next(count).is_some() {
             return false;
         }
         for segment in count..self.count {
@@ -445,6 +445,20 @@ mod tests {
         reading.confirmed = true;
         reading.check();
         assert!(reading.is_complete() && !reading.learn_len(7), "it said otherwise before");
+    }
+
+    /// A supplier that guesses the number of a read that waits for the path to be proven.
+    #[test]
+    fn before_it_is_asked_for_nothing_can_be_said_of_it() {
+        let mut reading = Reading::vacant();
+        let buffer = Pool::new(BUFFER_BYTES as u64).unwrap().take().unwrap();
+        let blob = BlobId::from_bytes([1; 32]);
+        reading.begin(Read { tag: 1, blob, what: What::Blob, offset_bytes: 0, len: 5_000, buffer });
+        assert!(!reading.learn_len(2_000));
+        assert!(matches!(reading.place(0, 2_000), Place::Nowhere));
+        reading.ask(1_024);
+        assert!(reading.learn_len(2_000));
+        reading.check();
     }
 
     proptest! {
