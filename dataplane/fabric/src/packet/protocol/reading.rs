@@ -110,8 +110,12 @@ impl Reading {
         buffer.set_len(len as usize);
         self.buffer = Some(buffer);
         (self.tag, self.blob, self.what, self.offset_bytes, self.len) = (tag, blob, what, offset_bytes, len);
-        (self.segment_bytes, self.count, self.arrived) = (0, 0, SegmentSet::default());
-        self.timeouts = 0;
+        // What the read before left, from here on nothing refers to.
+        (self.segment_bytes, self.count, self.timeouts) = (0, 0, 0);
+        (self.arrived, self.wanted) = (SegmentSet::default(), SegmentSet::default());
+        (self.arrived_count, self.wanted_count, self.granted_bytes) = (0, 0, 0);
+        (self.first, self.last, self.last_passed) = (NONE, NONE, NONE);
+        (self.confirmed, self.started) = (false, false);
     }
 
     /// It is asked for, for the first time or again, in segments of this size. What has arrived stays, as far as it makes whole segments.
