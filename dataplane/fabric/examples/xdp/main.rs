@@ -55,9 +55,10 @@ fn measure(mtu: u32, time: Duration) -> Result<(), Failure> {
     for (protection, name) in
         [(Protection::Trusted, "trusted"), (Protection::Sealed(Cipher::Aes128Gcm), "AES-128")]
     {
-        let (gbit_per_s, counters) = transfer::between(open(&link.a), open(&link.b), protection, bytes)?;
+        let (gbit_per_s, counters, dropped) =
+            transfer::between(open(&link.a), open(&link.b), protection, bytes)?;
         println!(
-            "  packet, {name:<11} {gbit_per_s:>7.2} Gbit/s, {:.2} of the loop; lost {} spurious {} of {} datagrams",
+            "  packet, {name:<11} {gbit_per_s:>7.2} Gbit/s, {:.2} of the loop; lost {} spurious {} of {} datagrams, {dropped} dropped",
             gbit_per_s / rate.gbit_per_s,
             counters.segments_lost,
             counters.segments_spurious,

@@ -46,9 +46,11 @@ pub fn between<P: Port>(
         heard = receiver.rx_burst(&mut |_| {})?;
     }
     let stop = AtomicBool::new(false);
+    // Touched before the clock starts.
+    let (from, mut into) = (vec![0x5a; REGION_BYTES], vec![1; REGION_BYTES]);
     thread::scope(|scope| {
-        let receiving = scope.spawn(|| receive(receiver, &stop));
-        let sent = send(sender, to, datagram_bytes, time);
+        let receiving = scope.spawn(|| receive(receiver, &mut into, &stop));
+        let sent = send(sender, to, &from, datagram_bytes, time);
         thread::sleep(Duration::from_millis(20));
         stop.store(true, Ordering::Relaxed);
         let (sent, received) = (sent?, receiving.join().expect("it does not panic")?);
@@ -64,8 +66,7 @@ fn departure(to: SocketAddr, len: usize) -> Departure {
     Departure { to, len, ecn: Ecn::NotCapable, probe: false }
 }
 
-fn send(port: &mut impl Port, to: SocketAddr, len: usize, time: Duration) -> io::Result<u64> {
-    let region = vec![0x5a; REGION_BYTES];
+fn send(port: &mut impl Port, to: SocketAddr, region: &[u8], len: usize, time: Duration) -> io::Result<u64> {
     let (mut at, mut sent) = (0, 0);
     let began = Instant::now();
     while began.elapsed() < time {
@@ -79,8 +80,7 @@ fn send(port: &mut impl Port, to: SocketAddr, len: usize, time: Duration) -> io:
     Ok(sent)
 }
 
-fn receive(port: &mut impl Port, stop: &AtomicBool) -> io::Result<u64> {
-    let mut region = vec![1; REGION_BYTES];
+fn receive(port: &mut impl Port, region: &mut [u8], stop: &AtomicBool) -> io::Result<u64> {
     let (mut at, mut received) = (0, 0);
     while !stop.load(Ordering::Relaxed) {
         received += port.rx_burst(&mut |arrival| {

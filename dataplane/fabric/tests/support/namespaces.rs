@@ -1,4 +1,5 @@
 //! Two network namespaces joined by a pair of virtual Ethernet devices, for tests and measurements that need a link of their own.
+#![allow(dead_code)]
 
 use std::fs;
 use std::io::{self, Write};
