@@ -183,7 +183,7 @@ fn tcp_passes(link: &namespaces::Link) {
         });
         let mut stream = link.a.run(|| TcpStream::connect_timeout(&to, PATIENCE).unwrap());
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let sent: Vec<_> = (0..1 << 20).map(|i| (i * 7 >> 3) as u8).collect();
+        let sent: Vec<_> = (0..1 << 20).map(|i| (i & 0xff) as u8 ^ (i >> 8) as u8).collect();
         stream.write_all(&sent).unwrap();
         let mut got = vec![0; sent.len()];
         stream.read_exact(&mut got).unwrap();
