@@ -121,7 +121,7 @@ fn transfer(pair: &mut Pair<Lossy>, blobs: (BlobId, BlobId), buffers: &mut Vec<B
     let mut next = [0; 2];
     let mut done = [0; 2];
     for i in 0..READS {
-        for side in 0..2 {
+        for (side, next) in next.iter_mut().enumerate() {
             let Some(mut buffer) = buffers.pop() else { unreachable!("a buffer for each read") };
             buffer.set_len(BUFFER_BYTES);
             let posted = match side {
@@ -129,7 +129,7 @@ fn transfer(pair: &mut Pair<Lossy>, blobs: (BlobId, BlobId), buffers: &mut Vec<B
                 _ => pair.b.post_read(1, read(i, blobs.1, buffer)),
             };
             assert!(posted.is_ok());
-            next[side] += 1;
+            *next += 1;
         }
     }
     let end = Instant::now() + Duration::from_secs(60);

@@ -250,3 +250,136 @@ fn load(serve: &dyn Serve, ask: &Ask, buffer: Option<Buffer>) -> Result<Loaded, 
     };
     Ok(Loaded { bytes, len, lease })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write as _;
+    use std::ops::Range;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::{Duration, Instant};
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use velo_object::BlobId;
+
+    use super::*;
+    use crate::What;
+
+    /// A blob of 100 bytes in a file, its outboard in memory.
+    struct Both {
+        file: Arc<File>,
+        sent: AtomicU64,
+    }
+
+    impl Both {
+        fn new() -> Arc<Self> {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&[7; 100]).unwrap();
+            Arc::new(Self { file: Arc::new(file), sent: AtomicU64::new(0) })
+        }
+    }
+
+    impl Serve for Both {
+        fn serve(&self, _: NodeId, _: &BlobId, what: What, range: Range<u64>) -> Result<Served, Refusal> {
+            let content = match what {
+                What::Blob => ServedContent::File { file: self.file.clone(), offset_bytes: range.start },
+                What::Outboard => ServedContent::Bytes([8; 100].into()),
+            };
+            Ok(Served { content, len: (range.end - range.start) as u32, lease: Box::new(()) })
+        }
+
+        fn sent(&self, _: NodeId, bytes: u64) {
+            self.sent.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn ask(read: u32, what: What, len: u32) -> Ask {
+        let id = ServeId { path: 1, slot: 0, read };
+        let (peer, blob) = (NodeId::from_bytes([0; 32]), BlobId::of(b""));
+        Ask { id, peer, blob, what, offset_bytes: 0, len }
+    }
+
+    /// The answers by their reads: the first byte and the length, or the refusal.
+    fn answers(supply: &mut dyn Supply, count: usize) -> Vec<(u32, Result<(u8, u32), Refusal>)> {
+        let mut answers = Vec::new();
+        let end = Instant::now() + Duration::from_secs(20);
+        while answers.len() < count && Instant::now() < end {
+            supply.poll(&mut |answer| {
+                let result = answer.result.map(|loaded| (loaded.bytes.as_ref()[0], loaded.len));
+                answers.push((answer.id.read, result));
+            });
+        }
+        answers.sort_by_key(|answer| answer.0);
+        answers
+    }
+
+    #[test]
+    fn what_lies_in_memory_is_there_at_once_and_files_are_not_for_the_worker() {
+        let both = Both::new();
+        let mut inline = Inline::new(both.clone());
+        inline.ask(ask(1, What::Outboard, 60)).unwrap();
+        inline.ask(ask(2, What::Blob, 60)).unwrap();
+        inline.ask(ask(3, What::Outboard, 101)).unwrap();
+        inline.ask(ask(4, What::Outboard, 60)).unwrap();
+        inline.release(ServeId { path: 1, slot: 0, read: 4 });
+        let expected = [(1, Ok((8, 60))), (2, Err(Refusal::Refused)), (3, Err(Refusal::Refused))];
+        assert_eq!(answers(&mut inline, 3), expected);
+        inline.sent(NodeId::from_bytes([0; 32]), 5);
+        assert_eq!(both.sent.load(Ordering::Relaxed), 5);
+    }
+
+    #[test]
+    fn too_many_questions_come_back() {
+        let pool = Pool::new(1 << 20).unwrap();
+        let hold = pool.take();
+        for mut supply in [
+            Box::new(Inline::new(Both::new())) as Box<dyn Supply>,
+            // Its only buffer is out.
+            Box::new(Threads::new(Both::new(), pool.clone(), 1).unwrap()),
+        ] {
+            for read in 0..ASKS_MAX as u32 {
+                supply.ask(ask(read, What::Outboard, 1)).unwrap();
+            }
+            assert_eq!(supply.ask(ask(77, What::Outboard, 1)), Err(ask(77, What::Outboard, 1)));
+        }
+        drop(hold);
+    }
+
+    #[test]
+    fn threads_answer_more_questions_than_they_have_buffers() {
+        let pool = Pool::new(2 << 20).unwrap();
+        let mut threads = Threads::new(Both::new(), pool.clone(), 3).unwrap();
+        for read in 0..200 {
+            let what = if read % 2 == 0 { What::Blob } else { What::Outboard };
+            threads.ask(ask(read, what, 10)).unwrap();
+        }
+        // Past the end of the file.
+        threads.ask(ask(200, What::Blob, 101)).unwrap();
+        let answers = answers(&mut threads, 201);
+        assert_eq!(answers.len(), 201);
+        for (read, result) in &answers[..200] {
+            assert_eq!(*result, Ok((7 + (read % 2) as u8, 10)));
+        }
+        assert_eq!(answers[200], (200, Err(Refusal::NotHere)));
+        drop(threads);
+        assert_eq!(pool.counters().in_use, 0);
+    }
+
+    #[test]
+    fn an_armed_worker_is_woken_by_an_answer() {
+        let mut threads = Threads::new(Both::new(), Pool::new(1 << 20).unwrap(), 1).unwrap();
+        for read in 0..100 {
+            assert_eq!(answers(&mut threads, 0), []);
+            threads.ask(ask(read, What::Blob, 10)).unwrap();
+            if threads.arm() {
+                let descriptor = threads.descriptor().unwrap();
+                let mut fds = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
+                let timeout = Timespec { tv_sec: 20, tv_nsec: 0 };
+                assert_eq!(poll(&mut fds, Some(&timeout)), Ok(1), "nobody woke it");
+            }
+            let mut count = 0;
+            threads.poll(&mut |_| count += 1);
+            assert_eq!(count, 1);
+        }
+    }
+}

@@ -143,7 +143,7 @@ impl Udp {
             .map_err(|error| failed("cannot be waited for")(error.into()))?;
         epoll::add(&epoll, &socket, epoll::EventData::new_u64(0), epoll::EventFlags::IN)
             .map_err(|error| failed("cannot be waited for")(error.into()))?;
-        Ok(Self {
+        let port = Self {
             socket,
             epoll,
             waits_for_room: false,
@@ -155,7 +155,11 @@ impl Udp {
             outgoing: Vec::with_capacity(TX_MESSAGES),
             sent: 0,
             counters: PortCounters::default(),
-        })
+        };
+        if let Some(warning) = port.receive_buffer_warning(options) {
+            tracing::warn!("{warning}");
+        }
+        Ok(port)
     }
 
     /// A sentence for the operator where the kernel gave less than `options` asked for.
