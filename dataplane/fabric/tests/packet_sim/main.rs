@@ -4,5 +4,6 @@
 //! `VELO_FULL=1` runs a thousand for each share of loss instead of a few, `VELO_SEEDS=N` runs N.
 
 mod curve;
+mod operations;
 mod rows;
 mod sharing;

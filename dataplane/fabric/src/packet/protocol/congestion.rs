@@ -7,12 +7,14 @@
 
 use super::rtt::RoundTrip;
 
-/// Rounds between two in which the window is halved, so that every flow sees the path empty now and then.
+/// Rounds between two in which the window is a quarter, so that every flow sees the path empty now and then.
 const DRAIN_ROUNDS: u32 = 64;
 /// How many spans of [`LOSS_PACKETS`] the usual loss is the least of.
 const LOSS_SPANS: usize = 8;
 /// Packets over which loss is measured, at least.
 const LOSS_PACKETS: u64 = 256;
+/// A round of fewer packets is continued in the next.
+const ROUND_PACKETS: u64 = 8;
 /// From this round trip on grants are spread over it.
 const PACED_RTT_NS: u64 = 1_000_000;
 /// Fractions are in 1/1024.
@@ -84,7 +86,7 @@ impl Congestion {
             marked: 0,
             lost_in_span: 0,
             packets_in_span: 0,
-            losses: [ONE; LOSS_SPANS],
+            losses: [0; LOSS_SPANS],
             spans: 0,
             calm: 0,
             undrained: 0,
@@ -152,7 +154,7 @@ impl Congestion {
         round.shortest = round.shortest.min(rtt_ns);
         let Round { packets, shortest, limited, .. } = *round;
         if self.slow_start && limited && !self.fixed {
-            if packets >= 8 && shortest > rtt.shortest() + self.target(rtt.shortest()) {
+            if packets >= ROUND_PACKETS && shortest > rtt.shortest() + self.target(rtt.shortest()) {
                 self.leave_slow_start(shortest, rtt);
             } else {
                 self.window = (self.window + bytes).min(self.most);
@@ -160,6 +162,11 @@ impl Congestion {
         }
         if (credit.wrapping_sub(self.round.end) as i32) < 0 {
             return false;
+        }
+        // One packet that had to wait says nothing of the way.
+        if self.round.packets < ROUND_PACKETS {
+            self.round.end = next;
+            return true;
         }
         self.end_round(now, next, rtt);
         true
@@ -188,12 +195,14 @@ impl Congestion {
 
     /// The queue that may stand, for a window like this.
     fn target(&self, shortest: u64) -> u64 {
-        let target = self.queue_target.max(shortest / 16);
-        // The square root of 1 MiB / window, between a half and four.
-        let share = ((1u64 << 40) / self.window.max(1)).isqrt().clamp(ONE / 2, 4 * ONE);
+        // The square root of 10 Gbit/s / rate, between a half and sixteen; the rate is the window's over the shortest round trip.
+        let rate = u128::from(self.window) * 1_000_000_000 / u128::from(shortest.max(1));
+        let share = (1_250_000_000u128 * u128::from(ONE * ONE) / rate.max(1)).isqrt();
+        let share = (share as u64).clamp(ONE / 2, 16 * ONE);
         // Four segments must fit, however slow the path is.
         let segments = (4 * self.segment * 1_000_000_000).checked_div(self.rate).unwrap_or(0);
-        (target * share / ONE).max(segments)
+        let target = self.queue_target * share / ONE;
+        target.max(shortest / 16 * share.min(2 * ONE) / ONE).max(segments)
     }
 
     fn leave_slow_start(&mut self, shortest: u64, rtt: &RoundTrip) {
@@ -240,9 +249,9 @@ impl Congestion {
         if queue > target {
             cut = cut.max((queue - target) * ONE / 2 / round.shortest.max(1));
         }
-        // What comes through in spite of loss is what the path carries.
-        let floor = self.carried(rtt.shortest());
-        let by_loss = self.window - self.window * excess.min(ONE) / 2 / ONE;
+        // What comes through in spite of loss is what the path carries; a little less makes room for others to catch up.
+        let floor = self.carried(rtt.shortest()) / 8 * 7;
+        let by_loss = self.window - self.window * excess.clamp(ONE / 4, ONE) / 2 / ONE;
         if excess > 0 && by_loss.max(floor) < self.window {
             cut = cut.max((self.window - by_loss.max(floor)) * ONE / self.window.max(1));
         }
@@ -261,22 +270,19 @@ impl Congestion {
             // The longer nothing stands in the way, the bolder.
             let step = match self.calm {
                 // Less than in proportion to the window, so that the smaller of two flows catches up.
-                _ if queue > target / 8 => (self.window * self.segment).isqrt() / 2,
-                0..3 => (self.window * self.segment).isqrt() / 2,
+                _ if queue > target / 8 => (self.window * self.segment).isqrt() / 8,
+                0..3 => (self.window * self.segment).isqrt() / 8,
                 3..6 => self.window / 16,
                 _ => self.window / 8,
             };
             let step = step.max(self.segment);
             self.window = (self.window + step).min(self.most);
         }
-        if self.undrained >= DRAIN_ROUNDS
-            && !self.slow_start
-            && queue > target / 4
-            && self.window > 8 * self.segment
-        {
+        // Who came when a queue stood takes it for the way itself, until it has let it drain.
+        if self.undrained >= DRAIN_ROUNDS && !self.slow_start && self.window > 16 * self.segment {
             self.undrained = 0;
             self.draining = Some(self.window);
-            self.window /= 2;
+            self.window /= 4;
         }
     }
 
@@ -287,15 +293,19 @@ impl Congestion {
         if all < LOSS_PACKETS {
             return 0;
         }
-        let loss = self.lost_in_span * ONE / all;
-        let usual = self.losses.iter().copied().min().unwrap_or(0).min(loss);
-        let known = self.spans > 0;
-        self.losses[self.spans % LOSS_SPANS] = loss;
-        self.spans += 1;
         let lost = std::mem::take(&mut self.lost_in_span);
         self.packets_in_span = 0;
-        // What chance does: four standard deviations of a count, and of a small count a little more.
+        let loss = lost * ONE / all;
+        // Between the least and the mean of the last spans: congestion that lasts does not become usual at once.
+        let known = &self.losses[..self.spans.min(LOSS_SPANS)];
+        let least = known.iter().copied().min().unwrap_or(loss);
+        let mean = known.iter().sum::<u64>().checked_div(known.len() as u64).unwrap_or(loss);
+        let usual = ((least + mean) / 2).min(loss);
+        self.losses[self.spans % LOSS_SPANS] = loss;
+        self.spans += 1;
+        // Two per cent are no matter, as in BBR's second version, nor is what chance does: four standard deviations of a count.
         let expected = usual * all / ONE;
-        if known && lost > expected + 4 * (expected + 4).isqrt() { loss - usual } else { 0 }
+        let chance = 4 * (expected + 4).isqrt();
+        if lost > expected + chance && loss > usual + ONE / 50 { loss - usual } else { 0 }
     }
 }

@@ -15,6 +15,9 @@ use crate::{PathError, PathId, Read};
 /// The least time between two looks at the deadlines of one path.
 const LOOK_NS: u64 = 10_000;
 
+/// How late a call may come before what waits to be received is given its time.
+const LATE_NS: u64 = 100_000;
+
 /// Numbers that this node chose need no hash that withstands an attacker: a multiplication by 2^64 divided by the golden ratio.
 #[derive(Default)]
 struct NumberHasher(u64);
@@ -60,6 +63,8 @@ pub struct Endpoint {
     /// Paths whose grants the pacer holds back, each once.
     held_back: VecDeque<u32>,
     deadlines: Deadlines,
+    /// No timer runs out before: this thread was late, and what it is late for may have arrived meanwhile.
+    grace_ns: Option<u64>,
 }
 
 impl Endpoint {
@@ -84,6 +89,7 @@ impl Endpoint {
             ready: VecDeque::new(),
             held_back: VecDeque::new(),
             deadlines: Deadlines::default(),
+            grace_ns: None,
         }
     }
 
@@ -219,6 +225,15 @@ impl Endpoint {
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         let now = now.0;
+        match (self.grace_ns, self.deadlines.first()) {
+            (Some(grace), _) if now < grace => return,
+            (None, Some(first)) if first.saturating_add(LATE_NS) < now => {
+                // As long again as it was late, but not so long that a peer that is gone is not noticed.
+                self.grace_ns = Some(now + (now - first).min(limits::TAIL_MAX_NS));
+                return;
+            }
+            _ => self.grace_ns = None,
+        }
         while let Some(place) = self.deadlines.take_due(now) {
             let Some(path) = &mut self.paths[place as usize] else { continue };
             path.handle_timeout(now, &mut self.shared);
@@ -237,7 +252,8 @@ impl Endpoint {
     /// arrives. Means something after `poll_transmit` has returned `None`.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         let paced = (!self.held_back.is_empty()).then(|| self.shared.pacer.ready_at());
-        let next = [self.deadlines.first(), paced].into_iter().flatten().min();
+        let due = self.deadlines.first().map(|first| first.max(self.grace_ns.unwrap_or(0)));
+        let next = [due, paced].into_iter().flatten().min();
         next.map(Timestamp)
     }
 

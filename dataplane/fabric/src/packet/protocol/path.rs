@@ -236,6 +236,10 @@ impl Path {
                     if let Err(error) = self.message(now, &message, shared) {
                         return self.close(now, error.into(), Some(CloseReason::Protocol), shared);
                     }
+                    // Whatever comes after a CLOSE is for nobody.
+                    if self.closing.is_some() {
+                        return;
+                    }
                 }
                 self.expect_sign(now);
             }

@@ -221,7 +221,8 @@ impl Reader {
     /// The supplier gives nothing.
     pub(super) fn refused(&mut self, now: u64, slot: u16, read: u32, why: Refusal, desk: &mut Desk<'_>) {
         let slot = usize::from(slot);
-        if self.active >> slot & 1 == 0 || self.numbers[slot] != read {
+        let asked = self.slots[slot].as_ref().is_some_and(|reading| reading.is_asked());
+        if !asked || self.numbers[slot] != read {
             return;
         }
         self.progress_ns = now;
@@ -272,7 +273,9 @@ impl Reader {
     ) {
         let slot = usize::from(data.slot);
         self.reordering.seen(number, newest);
-        let Some(reading) = self.slots[slot].as_mut().filter(|_| self.numbers[slot] == data.read) else {
+        let Some(reading) =
+            self.slots[slot].as_mut().filter(|reading| reading.is_asked() && self.numbers[slot] == data.read)
+        else {
             desk.counters.segments_late += 1;
             // The supplier may not have heard that this read has ended; where the slot is in use again, its READ says it.
             if self.active >> slot & 1 == 0 {
@@ -285,6 +288,7 @@ impl Reader {
             && match reading.place(segment, payload.len()) {
                 Place::Free(place) => payload.copy_to(place).is_ok(),
                 Place::Filled => {
+                    self.inflight -= before - reading.granted_bytes();
                     desk.counters.segments_spurious += 1;
                     return;
                 }

@@ -149,6 +149,11 @@ impl Reading {
         self.buffer.take()
     }
 
+    /// Whether it has been asked for: before, nothing can come.
+    pub(super) fn is_asked(&self) -> bool {
+        self.segment_bytes != 0
+    }
+
     pub(super) fn is_complete(&self) -> bool {
         self.arrived_count == self.count
     }

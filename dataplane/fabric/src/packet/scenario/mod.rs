@@ -2,6 +2,7 @@
 //! tests and the benchmark, which measure the same things.
 
 mod draw;
+mod hostile;
 mod reno;
 mod world;
 
@@ -17,6 +18,7 @@ use crate::pool::BUFFER_BYTES;
 
 pub use super::port::sim::{Link, Reordering};
 pub use draw::LOSSES;
+pub use hostile::hostile;
 pub use reno::{RenoFlow, RenoOutcome};
 pub use world::World;
 
