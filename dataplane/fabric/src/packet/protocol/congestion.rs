@@ -137,6 +137,7 @@ impl Congestion {
     }
 
     /// Data have arrived by the grant `credit`; the next grant will have number `next`. Returns whether that ended a round.
+    #[expect(clippy::too_many_arguments, reason = "each is another fact of one packet")]
     pub(super) fn arrived(
         &mut self,
         now: u64,

@@ -8,8 +8,7 @@ use velo_object::NodeId;
 use super::frame::{Body, CloseReason, MESSAGE_MAX_BYTES, Message};
 use super::pacer::Pacer;
 use super::probing::{Outgoing, Probing, Shown};
-use super::reader::{Desk, Reader};
-use super::reading::Reading;
+use super::reader::{Desk, Reader, Spare};
 use super::seal::{Frame, OpenError, Opened, Opener, PathKeys, Proof, Sealer};
 use super::supplier::{Counter, Supplier};
 use super::{Answer, EndpointCounters, EndpointOptions, Event, NewPath, PathInfo};
@@ -27,7 +26,7 @@ pub(super) struct Shared {
     pub(super) options: EndpointOptions,
     pub(super) pacer: Pacer,
     pub(super) events: VecDeque<Event>,
-    pub(super) spare: Vec<Box<Reading>>,
+    pub(super) spare: Spare,
     pub(super) counters: EndpointCounters,
 }
 

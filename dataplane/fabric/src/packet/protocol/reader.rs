@@ -31,11 +31,14 @@ pub(super) fn each(mut slots: u64) -> impl Iterator<Item = usize> {
     })
 }
 
+/// Reads that can be used again. Boxes, because they move between here and the slots.
+pub(super) type Spare = Vec<Box<Reading>>;
+
 /// What a reader reports to, and takes memory from.
 pub(super) struct Desk<'a> {
     pub(super) path: PathId,
     pub(super) events: &'a mut VecDeque<Event>,
-    pub(super) spare: &'a mut Vec<Box<Reading>>,
+    pub(super) spare: &'a mut Spare,
     pub(super) counters: &'a mut EndpointCounters,
 }
 
@@ -260,7 +263,7 @@ impl Reader {
     }
 
     /// Data have arrived in packet `number`; `newest` is the highest so far.
-    #[allow(clippy::too_many_arguments)]
+    #[expect(clippy::too_many_arguments, reason = "each is another fact of one packet")]
     pub(super) fn data(
         &mut self,
         now: u64,

@@ -122,13 +122,15 @@ impl Reading {
     pub(super) fn ask(&mut self, segment_bytes: u32) {
         let mut arrived = SegmentSet::default();
         let count = self.len.div_ceil(segment_bytes);
-        if self.segment_bytes != 0 {
-            for segment in 0..count {
-                let from = segment * segment_bytes;
-                let to = (from + segment_bytes).min(self.len) - 1;
-                if self.arrived.contains_all(from / self.segment_bytes..=to / self.segment_bytes) {
-                    arrived.insert(segment);
-                }
+        for segment in 0..count {
+            let from = segment * segment_bytes;
+            let to = (from + segment_bytes).min(self.len) - 1;
+            // Before it was first asked for there were no segments.
+            let before = |byte: u32| byte.checked_div(self.segment_bytes);
+            if let (Some(from), Some(to)) = (before(from), before(to))
+                && self.arrived.contains_all(from..=to)
+            {
+                arrived.insert(segment);
             }
         }
         self.segment_bytes = segment_bytes;
@@ -490,7 +492,7 @@ mod tests {
                     3 | 4 => {
                         number += 1;
                         let segment = a % reading.count.max(1);
-                        if !reading.arrived.contains(segment) && !(reading.wanted.contains(segment) && !reading.started) {
+                        if !reading.arrived.contains(segment) && (!reading.wanted.contains(segment) || reading.started) {
                             let credit = if step == 3 { reading.granted[segment as usize].credit } else { u32::from(b) };
                             reading.arrive(segment, credit, number + u64::from(b % 4));
                         }

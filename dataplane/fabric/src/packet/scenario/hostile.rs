@@ -257,7 +257,7 @@ impl Table {
         let data = Data {
             slot,
             segment: input.below(SEGMENTS_PER_READ as u32) as u16,
-            read: request.map_or(0, |request| request.read) + u32::from(input.byte() % 8 == 0),
+            read: request.map_or(0, |request| request.read) + u32::from(input.byte().is_multiple_of(8)),
             len: 1 + input.below(BUFFER_BYTES as u32),
             credit: input.below(1 << 10),
             echo: input.below(1 << 24),
@@ -304,7 +304,7 @@ impl Table {
 
     fn probe(&mut self, input: &mut Input<'_>) {
         let from = 1 + input.byte() % 3;
-        let len = if input.byte() % 2 == 0 {
+        let len = if input.byte().is_multiple_of(2) {
             self.peer.sealer.probe(&mut self.frame, input.word(), 100 + input.below(8_900) as usize)
         } else {
             let chosen = usize::from(input.byte()) % self.nonces.len().max(1);
