@@ -51,9 +51,9 @@ pub struct XdpOptions {
     pub local: SocketAddr,
     /// The VLAN whose frames are meant; they must come with their tags (`ethtool -K … rxvlan off`).
     pub vlan: Option<u16>,
-    /// Chunks of 4 KiB to receive into, for each queue; a power of two.
+    /// Chunks of 4 KiB to receive into, for each queue; a power of two from 64 to 65536.
     pub receive_chunks: u32,
-    /// Frames that may be on their way out at once; a power of two.
+    /// Frames that may be on their way out at once; likewise.
     pub send_frames: u32,
 }
 
@@ -219,10 +219,14 @@ impl Xdp {
         }
         let frame_max_bytes = (interface.mtu + ETHERNET_BYTES).min(FRAME_MAX_BYTES);
         let fragments = frame_max_bytes > ONE_PIECE_MAX_BYTES;
-        let size = QueueSize { receive_chunks, send_frames, frame_max_bytes, fragments };
+        // Only the first sends.
+        let size = |queue| {
+            let send_frames = if queue == 0 { send_frames } else { 1 };
+            QueueSize { receive_chunks, send_frames, frame_max_bytes, fragments }
+        };
 
         let count = interface.queues.min(limits::XDP_QUEUES);
-        let mut queues = (0..count).map(|_| Queue::new(size)).collect::<Result<Vec<_>, _>>()?;
+        let mut queues = (0..count).map(|queue| Queue::new(size(queue))).collect::<Result<Vec<_>, _>>()?;
         let map = SocketMap::new(count).map_err(|error| XdpError::of_call("a map of sockets", error))?;
         let verdict = program::Verdict::ToSocket { map: map.descriptor() };
         let program = Program::load(&program::steer(local, vlan, verdict), fragments)
@@ -301,7 +305,7 @@ impl FramePort for Xdp {
     }
 
     fn tx_burst(&mut self, fill: &mut dyn FnMut(&mut [u8]) -> Option<FrameDeparture>) -> io::Result<usize> {
-        // Always by the same one, which keeps them in order.
+        // Always by the same one, which keeps them in order (see `open`).
         let queue = &mut self.queues[0];
         let before = queue.counters.tx_full;
         let frames = queue.send(fill)?;

@@ -47,8 +47,9 @@ impl Queue {
     pub(super) fn new(size: QueueSize) -> Result<Self, XdpError> {
         let QueueSize { receive_chunks, send_frames, frame_max_bytes, fragments } = size;
         let socket = Socket::new().map_err(|error| XdpError::of_call("socket", error))?;
+        let chunks = receive_chunks as usize + send_frames as usize * frame_max_bytes.div_ceil(CHUNK_BYTES);
         let umem = Umem::new(receive_chunks, send_frames, frame_max_bytes)
-            .map_err(|error| XdpError::Memory { bytes: 0, error })?;
+            .map_err(|error| XdpError::Memory { bytes: chunks * CHUNK_BYTES, error })?;
         umem.register(socket.as_fd()).map_err(|error| match error.raw_os_error() {
             Some(libc::ENOBUFS) => XdpError::LockedMemory { bytes: umem.bytes() },
             _ => XdpError::Memory { bytes: umem.bytes(), error },
