@@ -175,6 +175,11 @@ impl World {
         &self.stations[station].endpoint
     }
 
+    /// All links.
+    pub fn links(&self) -> Vec<LinkId> {
+        self.network.links().collect()
+    }
+
     /// The host of a station.
     pub fn host(&self, station: usize) -> Host {
         self.stations[station].host

@@ -141,6 +141,11 @@ impl Network {
         host
     }
 
+    /// All links, in the order in which they were added.
+    pub fn links(&self) -> impl Iterator<Item = LinkId> + use<> {
+        (0..self.links.len() as u32).map(LinkId)
+    }
+
     /// A link as it is.
     pub fn link(&self, link: LinkId) -> &Link {
         &self.links[link.0 as usize].link
