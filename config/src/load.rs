@@ -10,6 +10,8 @@ use toml::{Spanned, Table, Value};
 use crate::nearest::nearest;
 use crate::{Config, ConfigError, Place, limits};
 
+/// Variables of ours that are no keys, though they look like ones.
+const NO_KEYS: [&str; 1] = ["VELO_DPDK_PLUGIN"];
 /// The most bytes of a configuration file.
 const FILE_BYTES: u64 = 1 << 20;
 
@@ -154,7 +156,8 @@ impl Merge {
 
     fn environment(&mut self, env: &BTreeMap<String, String>) -> Result<(), ConfigError> {
         for (name, value) in env {
-            let Some(rest) = name.strip_prefix("VELO_") else { continue };
+            let ours = !NO_KEYS.contains(&name.as_str());
+            let Some(rest) = name.strip_prefix("VELO_").filter(|_| ours) else { continue };
             let rest = rest.to_ascii_lowercase();
             let place = Place::Environment(name.clone());
             let known = self.defaults.keys().find(|key| key.replace('.', "_") == rest).cloned();

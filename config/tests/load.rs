@@ -46,6 +46,7 @@ fn later_sources_win() {
         ("VELO_FABRIC_DPDK_ADDRESS", "192.0.2.1/24"),
         ("VELO_LOG", "not ours"),
         ("VELO_SOMETHING_ELSE", "not ours"),
+        ("VELO_DPDK_PLUGIN", "no key"),
     ]);
     let config = Config::load(Some(&file), vars, &set).unwrap();
     assert_eq!(config.net.streams_per_peer, 2);
