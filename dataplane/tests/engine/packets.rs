@@ -10,6 +10,7 @@ use velo_config::Fabric;
 use velo_object::NodeId;
 use velo_socket::JobState;
 use velod::engine::PeerTraffic;
+use velod::session::SessionEvent;
 
 use crate::MIB;
 use crate::hub::{Hub, Node, content};
@@ -110,6 +111,24 @@ fn packets_carry_what_is_read_in_both_directions() {
         eventually("the round trip is told", || traffic(node, peer.id).rtt_us.is_some_and(|us| us > 0));
     }
     assert_eq!(received(&a, "tcp"), 0, "the paths were there already");
+}
+
+#[test]
+fn the_end_of_a_session_ends_its_paths() {
+    let hub = Hub::default();
+    let (a, b) = (Node::start(&hub, 1), Node::start(&hub, 2));
+    let id = a.put(&content(1, 4 * MIB));
+    b.complete(b.pull_blob(id, &[a.id]));
+    let (opened, closed) =
+        ("fabric_paths_opened_total{fabric=\"udp\"}", "fabric_paths_closed_total{fabric=\"udp\"}");
+    eventually("packets come through", || traffic(&a, b.id).fabric == Fabric::Udp);
+    assert_eq!((a.counter(opened), a.counter(closed)), (1, 0));
+    // As it is told of a peer that is revoked.
+    a.handle().session_event(SessionEvent::Down { node: b.id, reason: "it is revoked".into() });
+    eventually("the path is closed on one side", || a.counter(closed) == 1);
+    eventually("and on the other", || b.counter(closed) == 1);
+    assert_eq!((traffic(&a, b.id).fabric, traffic(&b, a.id).fabric), (Fabric::Tcp, Fabric::Tcp));
+    assert!(a.handle().report().notes.is_empty(), "nothing has failed: {:?}", a.handle().report().notes);
 }
 
 #[test]
