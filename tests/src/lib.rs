@@ -66,11 +66,30 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Makes of each test that takes the name of a fabric one for TCP and one for packets over UDP.
+#[macro_export]
+macro_rules! over_each_fabric {
+    ($($test:ident),+ $(,)?) => {
+        mod tcp {
+            $(#[test] fn $test() { super::$test("tcp"); })+
+        }
+        mod udp {
+            $(#[test] fn $test() { super::$test("udp"); })+
+        }
+    };
+}
+
+fn received_by(node: &Node) -> u64 {
+    node.counter("fabric_received_bytes_total")
+}
+
 /// How the nodes of a cluster are configured.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// Whether the network is declared trusted: content goes plain.
     pub trusted: bool,
+    /// What carries content, before TCP as the last resort; none for what the default configuration says.
+    pub fabric: Option<&'static str>,
     /// More sections of the configuration file.
     pub extra: String,
     /// Where the cluster's directory is made; the system's temporary directory by default.
@@ -89,9 +108,13 @@ impl Node {
     /// A node in `dir` with the harness's configuration; not started.
     pub fn new(dir: &Path, settings: &Settings) -> Self {
         fs::create_dir_all(dir).expect("a directory for the node");
-        let Settings { trusted, extra, .. } = settings;
+        let Settings { trusted, fabric, extra, .. } = settings;
+        let fabrics = fabric.map_or(String::new(), |fabric| format!("fabrics = [\"{fabric}\"]\n"));
+        // Before the rest, because that may have the section, too.
+        let udp =
+            if extra.contains("[fabric.udp]") { "" } else { "[fabric.udp]\nlisten = \"127.0.0.1:0\"\n" };
         let config = format!(
-            "[net]\nlisten = [\"127.0.0.1:0\"]\ntrusted = {trusted}\n[fabric.udp]\nlisten = \"127.0.0.1:0\"\n\
+            "[net]\nlisten = [\"127.0.0.1:0\"]\ntrusted = {trusted}\n{fabrics}{udp}\
              [gossip]\nlisten = \"127.0.0.1:0\"\n[http]\nlisten = \"127.0.0.1:0\"\n{extra}"
         );
         fs::write(dir.join("velo.toml"), config).expect("its configuration");
@@ -194,6 +217,13 @@ impl Node {
         fs::read_to_string(self.dir.join("data/run/token")).expect("a token file").trim().to_owned()
     }
 
+    /// Where velod's first worker for packets over UDP listens.
+    pub fn udp(&self) -> Option<SocketAddr> {
+        let status = self.socket().status().expect("velod tells its status");
+        let line = status.workers.iter().find_map(|line| line.strip_prefix("udp 0 at "))?;
+        line.split(": ").next()?.parse().ok()
+    }
+
     /// velod's process id.
     pub fn velod_pid(&self) -> i32 {
         self.run_file("velod.json").and_then(|v| v["pid"].as_i64()).expect("velod runs") as i32
@@ -281,6 +311,24 @@ impl Cluster {
     /// Starts `count` nodes, joined, each knowing all others.
     pub fn start(count: usize) -> Self {
         Self::start_with(count, &Settings::default())
+    }
+
+    /// The same with one fabric and the last resort.
+    pub fn over(fabric: &'static str, count: usize) -> Self {
+        Self::start_with(count, &Settings { fabric: Some(fabric), ..Settings::default() })
+    }
+
+    /// Panics unless content came over `fabric`; where that is TCP, over nothing else.
+    pub fn assert_carried_by(&self, fabric: &str) {
+        let received = |fabric: &str| -> u64 {
+            let name = format!("fabric_received_bytes_total{{fabric=\"{fabric}\"}}");
+            self.nodes.iter().map(|node| node.counter(&name)).sum()
+        };
+        let (of_it, of_all) = (received(fabric), self.nodes.iter().map(received_by).sum::<u64>());
+        println!("{of_it} of {of_all} bytes over {fabric}");
+        let log = || self.nodes.iter().map(Node::log_tail).collect::<String>();
+        assert!(of_it > 0, "nothing came over {fabric}:\n{}", log());
+        assert!(fabric != "tcp" || of_it == of_all, "{of_it} of {of_all} bytes over TCP:\n{}", log());
     }
 
     /// The same with other settings, for every node.

@@ -9,6 +9,16 @@ use std::path::Path;
 use velo_tests::content::{assert_same, many_files, random_file, same_file};
 use velo_tests::{Cluster, Node};
 
+velo_tests::over_each_fabric!(
+    every_kind_of_entry_arrives_the_same,
+    no_keep_keeps_what_is_pinned_and_nothing_else,
+    get_writes_only_what_differs,
+    sparse_stays_sparse,
+    names_and_prefixes_resolve,
+    crafted_trees_are_refused,
+    a_link_in_the_way_is_never_followed,
+);
+
 fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
@@ -17,9 +27,8 @@ fn put(node: &Node, path: &Path) -> String {
     node.json(&["put", text(path)])["id"].as_str().expect("an id").to_owned()
 }
 
-#[test]
-fn every_kind_of_entry_arrives_the_same() {
-    let cluster = Cluster::start(2);
+fn every_kind_of_entry_arrives_the_same(fabric: &'static str) {
+    let cluster = Cluster::over(fabric, 2);
     let source = cluster.path("source");
     fs::create_dir_all(source.join("empty directory")).expect("a directory");
     fs::write(source.join("zero"), b"").expect("a file");
@@ -63,11 +72,11 @@ fn every_kind_of_entry_arrives_the_same() {
             assert_eq!(kept, None, "--no-keep kept a blob in the store");
         }
     }
+    cluster.assert_carried_by(fabric);
 }
 
-#[test]
-fn no_keep_keeps_what_is_pinned_and_nothing_else() {
-    let cluster = Cluster::start(2);
+fn no_keep_keeps_what_is_pinned_and_nothing_else(fabric: &'static str) {
+    let cluster = Cluster::over(fabric, 2);
     let source = cluster.path("source");
     many_files(&source, 1, 50, 10_000);
     random_file(&source.join("large"), 2, 3 << 20);
@@ -91,9 +100,8 @@ fn no_keep_keeps_what_is_pinned_and_nothing_else() {
     assert_eq!(kept, None, "--no-keep kept a blob in the store");
 }
 
-#[test]
-fn get_writes_only_what_differs() {
-    let cluster = Cluster::start(2);
+fn get_writes_only_what_differs(fabric: &'static str) {
+    let cluster = Cluster::over(fabric, 2);
     let source = cluster.path("source");
     many_files(&source, 1, 50, 10_000);
     random_file(&source.join("large"), 2, 3 << 20);
@@ -115,9 +123,8 @@ fn get_writes_only_what_differs() {
     );
 }
 
-#[test]
-fn sparse_stays_sparse() {
-    let cluster = Cluster::start(2);
+fn sparse_stays_sparse(fabric: &'static str) {
+    let cluster = Cluster::over(fabric, 2);
     let path = cluster.path("sparse");
     let file = fs::File::create(&path).expect("a file");
     file.set_len(10 << 30).expect("a hole");
@@ -160,9 +167,8 @@ fn special_files_are_refused_by_name() {
     assert!(said.contains("a-pipe"), "names the culprit: {said}");
 }
 
-#[test]
-fn names_and_prefixes_resolve() {
-    let cluster = Cluster::start(2);
+fn names_and_prefixes_resolve(fabric: &'static str) {
+    let cluster = Cluster::over(fabric, 2);
     let path = cluster.path("file");
     random_file(&path, 1, 300_000);
     let id = cluster.nodes[0].json(&["put", text(&path), "--name", "models/tiny:v1"])["id"]
@@ -183,10 +189,9 @@ fn names_and_prefixes_resolve() {
     assert!(!cluster.path("none").exists());
 }
 
-#[test]
-fn crafted_trees_are_refused() {
+fn crafted_trees_are_refused(fabric: &'static str) {
     use velo_socket::ErrorCode;
-    let cluster = Cluster::start(2);
+    let cluster = Cluster::over(fabric, 2);
     let source = cluster.path("source");
     fs::create_dir_all(source.join("aa")).expect("a directory");
     fs::write(source.join("aa/xy"), b"content").expect("a file");
@@ -213,9 +218,8 @@ fn crafted_trees_are_refused() {
     }
 }
 
-#[test]
-fn a_link_in_the_way_is_never_followed() {
-    let cluster = Cluster::start(2);
+fn a_link_in_the_way_is_never_followed(fabric: &'static str) {
+    let cluster = Cluster::over(fabric, 2);
     let source = cluster.path("source");
     fs::create_dir_all(source.join("sub")).expect("a directory");
     fs::write(source.join("sub/file"), b"content").expect("a file");

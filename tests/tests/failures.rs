@@ -13,6 +13,15 @@ use velo_tests::{Cluster, Node, wait_until};
 
 const BYTES: u64 = 384 << 20;
 
+velo_tests::over_each_fabric!(
+    a_killed_receiver_goes_on_where_it_was,
+    a_killed_provider_is_replaced_by_another,
+    a_stalled_provider_is_replaced_by_another,
+    velod_goes_on_without_control,
+    a_killed_velod_comes_back_by_itself,
+    a_damaged_piece_is_refused_and_its_sender_named,
+);
+
 fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
@@ -36,9 +45,8 @@ fn kill_velod(node: &Node) {
     kill_process(pid, Signal::KILL).expect("velod is there");
 }
 
-#[test]
-fn a_killed_receiver_goes_on_where_it_was() {
-    let mut cluster = Cluster::start(2);
+fn a_killed_receiver_goes_on_where_it_was(fabric: &'static str) {
+    let mut cluster = Cluster::over(fabric, 2);
     let source = cluster.path("source");
     random_file(&source, 1, BYTES);
     let id = put(&cluster.nodes[0], &source);
@@ -59,11 +67,11 @@ fn a_killed_receiver_goes_on_where_it_was() {
     assert_eq!(cluster.nodes[1].counter("pieces_refetched_total"), 0, "no verified piece is fetched twice");
     let verified = cluster.nodes[1].counter("pieces_verified_total");
     assert!(verified <= pieces - kept, "{verified} fetched after the restart, {kept} of {pieces} were there");
+    cluster.assert_carried_by(fabric);
 }
 
-#[test]
-fn a_killed_provider_is_replaced_by_another() {
-    let mut cluster = Cluster::start(3);
+fn a_killed_provider_is_replaced_by_another(fabric: &'static str) {
+    let mut cluster = Cluster::over(fabric, 3);
     let source = cluster.path("source");
     random_file(&source, 2, BYTES);
     let id = put(&cluster.nodes[0], &source);
@@ -84,9 +92,8 @@ fn a_killed_provider_is_replaced_by_another() {
     assert!(same_file(&source, &dest));
 }
 
-#[test]
-fn a_stalled_provider_is_replaced_by_another() {
-    let mut cluster = Cluster::start(3);
+fn a_stalled_provider_is_replaced_by_another(fabric: &'static str) {
+    let mut cluster = Cluster::over(fabric, 3);
     let source = cluster.path("source");
     random_file(&source, 3, BYTES);
     let id = put(&cluster.nodes[0], &source);
@@ -105,9 +112,8 @@ fn a_stalled_provider_is_replaced_by_another() {
     cluster.nodes[0].kill();
 }
 
-#[test]
-fn velod_goes_on_without_control() {
-    let cluster = Cluster::start(2);
+fn velod_goes_on_without_control(fabric: &'static str) {
+    let cluster = Cluster::over(fabric, 2);
     let source = cluster.path("source");
     random_file(&source, 4, BYTES);
     let id = put(&cluster.nodes[0], &source);
@@ -118,11 +124,11 @@ fn velod_goes_on_without_control() {
     }
     let status = finish(&mut cluster.nodes[1].socket(), job).expect("velod answers");
     assert_eq!(status.state, JobState::Complete);
+    cluster.assert_carried_by(fabric);
 }
 
-#[test]
-fn a_killed_velod_comes_back_by_itself() {
-    let cluster = Cluster::start(2);
+fn a_killed_velod_comes_back_by_itself(fabric: &'static str) {
+    let cluster = Cluster::over(fabric, 2);
     let source = cluster.path("source");
     random_file(&source, 5, 8 << 20);
     let id = put(&cluster.nodes[0], &source);
@@ -147,9 +153,8 @@ fn flip_a_byte(path: &Path, at: u64) {
     file.write_all_at(&[byte[0] ^ 0x40], at).expect("a byte");
 }
 
-#[test]
-fn a_damaged_piece_is_refused_and_its_sender_named() {
-    let mut cluster = Cluster::start(3);
+fn a_damaged_piece_is_refused_and_its_sender_named(fabric: &'static str) {
+    let mut cluster = Cluster::over(fabric, 3);
     let source = cluster.path("source");
     random_file(&source, 6, 64 << 20);
     let id = put(&cluster.nodes[0], &source);

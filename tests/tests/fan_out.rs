@@ -3,9 +3,10 @@
 use velo_tests::Cluster;
 use velo_tests::content::{assert_same, many_files, random_file};
 
-#[test]
-fn peers_feed_peers() {
-    let cluster = Cluster::start(4);
+velo_tests::over_each_fabric!(peers_feed_peers);
+
+fn peers_feed_peers(fabric: &'static str) {
+    let cluster = Cluster::over(fabric, 4);
     let source = cluster.path("source");
     many_files(&source.join("small"), 1, 600, 4096);
     for index in 0..12 {
@@ -32,4 +33,5 @@ fn peers_feed_peers() {
     for node in &cluster.nodes[1..] {
         assert_eq!(node.counter("pieces_refetched_total"), 0);
     }
+    cluster.assert_carried_by(fabric);
 }

@@ -212,6 +212,41 @@ fn a_revoked_node_gets_nothing_and_loses_its_sessions() {
 }
 
 #[test]
+fn packets_of_strangers_are_not_answered() {
+    let cluster = Cluster::over("udp", 2);
+    let id = put_something(&cluster);
+    cluster.nodes[1].ok(&["get", &id, cluster.path("dest").to_str().expect("UTF-8")]);
+    cluster.assert_carried_by("udp");
+    let target = &cluster.nodes[0];
+    let sent = "fabric_tx_datagrams_total{fabric=\"udp\"}";
+    assert!(target.counter(sent) > 0, "a member is answered: the count counts");
+    let udp = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    udp.set_read_timeout(Some(Duration::from_millis(500))).expect("a deadline");
+    let address = target.udp().expect("it listens");
+    // Every kind of frame, sealed and not, to paths that there are and that there are not, short, whole and large.
+    for kind in 0..16u8 {
+        for (flags, path) in [(0, 0x100u32), (2, 0x100), (3, 0x200), (2, 0), (2, u32::MAX)] {
+            for length in [0, 1, 15, 16, 17, 32, 56, 64, 512, 1232, 9000] {
+                let mut datagram = vec![0x5a; length.max(16)];
+                datagram[..4].copy_from_slice(&[1 << 4 | kind, flags, 0, 0]);
+                datagram[4..8].copy_from_slice(&path.to_le_bytes());
+                datagram[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
+                udp.send_to(&datagram[..length], address).expect("a datagram");
+            }
+        }
+    }
+    let mut buffer = [0; 2048];
+    assert!(udp.recv_from(&mut buffer).is_err(), "a stranger's datagram was answered");
+    // And it still serves members.
+    let path = cluster.path("more");
+    fs::write(&path, vec![3; 2_000_000]).expect("a file");
+    let more = target.json(&["put", path.to_str().expect("UTF-8")])["id"].as_str().expect("an id").to_owned();
+    let before = target.counter(sent);
+    cluster.nodes[1].ok(&["get", &more, cluster.path("more-dest").to_str().expect("UTF-8")]);
+    assert!(target.counter(sent) > before, "packets carry no more");
+}
+
+#[test]
 fn http_wants_its_token_and_gossip_does_not_answer_strangers() {
     let cluster = Cluster::start(1);
     let id = put_something(&cluster);

@@ -67,7 +67,7 @@ pub struct Liar {
 impl Liar {
     /// Joins the cluster, makes a session with `victim`, and lies about a blob of an even number of pieces.
     pub fn start(cluster: &Cluster, victim: &Node, content: Vec<u8>) -> Self {
-        let peer = Peer::new(cluster, false);
+        let mut peer = Peer::new(cluster, false);
         peer.connect(victim);
         let outboard = half(&content);
         let lie = Lie { blob: outboard.id(), content, outboard: outboard.encode() };

@@ -18,7 +18,7 @@ use velo_tests::{Cluster, Node, Settings, full, wait_until};
 
 use liar::Liar;
 use peer::Peer;
-use reader::read_and_discard;
+use reader::{Over, read_and_discard};
 
 fn put(node: &Node, path: &Path) -> ObjectId {
     let path = path.to_str().expect("a path in UTF-8");
@@ -42,7 +42,7 @@ fn own_memory(pid: i32) -> u64 {
 const CLIENTS: usize = 8;
 
 /// The most memory that velod has while clients read `bytes` each.
-fn most_memory_while_serving(trusted: bool, bytes: u64, bound_mib: u64) -> u64 {
+fn most_memory_while_serving(over: Over, trusted: bool, bytes: u64, bound_mib: u64) -> u64 {
     let settings = Settings {
         trusted,
         extra: format!("[dataplane]\nmemory = \"{bound_mib}MiB\"\n"),
@@ -68,9 +68,9 @@ fn most_memory_while_serving(trusted: bool, bytes: u64, bound_mib: u64) -> u64 {
         let clients: Vec<_> = (0..CLIENTS)
             .map(|_| {
                 scope.spawn(|| {
-                    let peer = Peer::new(&cluster, trusted);
+                    let mut peer = Peer::new(&cluster, trusted);
                     let source = peer.connect(node);
-                    read_and_discard(&peer, source, id.blob)
+                    read_and_discard(&peer, source, id.blob, over)
                 })
             })
             .collect();
@@ -89,8 +89,9 @@ fn most_memory_while_serving(trusted: bool, bytes: u64, bound_mib: u64) -> u64 {
 fn memory_of_a_serving_velod_stays_under_its_bound() {
     // Small enough that one buffer for each read that the clients have outstanding would break the lower bound.
     let (bytes, bound_mib) = if full() { (4 << 30, 512) } else { (512 << 20, 64) };
-    for (trusted, name) in [(false, "TLS"), (true, "plain")] {
-        let most = most_memory_while_serving(trusted, bytes, bound_mib);
+    for (over, trusted) in [(Over::Tcp, false), (Over::Tcp, true), (Over::Udp, false), (Over::Udp, true)] {
+        let name = format!("{over:?}, {}", if trusted { "plain" } else { "sealed" });
+        let most = most_memory_while_serving(over, trusted, bytes, bound_mib);
         let (most_mib, size_mib) = (most as f64 / (1 << 20) as f64, bytes >> 20);
         println!(
             "{name}: {CLIENTS} clients read {size_mib} MiB each: at most {most_mib:.1} MiB of {bound_mib} MiB"

@@ -11,8 +11,8 @@ use velo_object::{BlobId, Expected, NodeId, Outboard, Verified};
 
 use crate::peer::Peer;
 
-const STREAMS: u64 = 4;
-const READS_PER_STREAM: u64 = 4;
+const PATHS: u64 = 4;
+const READS_PER_PATH: u64 = 4;
 
 /// Serves nothing.
 struct Nothing;
@@ -25,28 +25,42 @@ impl Serve for Nothing {
     fn sent(&self, _: NodeId, _: u64) {}
 }
 
+/// How a client reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// By streams.
+    Tcp,
+    /// By packets.
+    Udp,
+}
+
 struct Reader {
-    fabric: Tcp,
+    fabric: Box<dyn Fabric>,
+    paths: Vec<PathId>,
     pool: Pool,
     completions: Vec<Completion>,
     blob: BlobId,
 }
 
 /// Reads `blob` from `source`, with which there is a session. Gives how many bytes were verified.
-pub fn read_and_discard(peer: &Peer, source: NodeId, blob: BlobId) -> u64 {
-    let options = TcpOptions { stall_timeout: Duration::from_secs(60), ..TcpOptions::default() };
-    let mut reader = Reader {
-        fabric: Tcp::new(options, Arc::new(Nothing)).expect("descriptors"),
-        pool: Pool::new(STREAMS * READS_PER_STREAM * BUFFER_BYTES as u64).expect("memory"),
-        completions: Vec::new(),
-        blob,
+pub fn read_and_discard(peer: &Peer, source: NodeId, blob: BlobId, over: Over) -> u64 {
+    let (fabric, paths): (Box<dyn Fabric>, _) = match over {
+        Over::Tcp => {
+            let options = TcpOptions { stall_timeout: Duration::from_secs(60), ..TcpOptions::default() };
+            let mut fabric = Tcp::new(options, Arc::new(Nothing)).expect("descriptors");
+            for (id, stream) in (1..).zip(peer.open_streams(source, PATHS as usize)) {
+                let path = TcpPath { id, peer: source, stream: stream.tcp, tls: stream.tls };
+                fabric.add_path(path).expect("a good stream");
+            }
+            (Box::new(fabric), (1..=PATHS).collect())
+        }
+        Over::Udp => (Box::new(peer.open_packets(source, Arc::new(Nothing))), vec![1]),
     };
-    for (id, stream) in (1..).zip(peer.open_streams(source, STREAMS as usize)) {
-        let path = TcpPath { id, peer: source, stream: stream.tcp, tls: stream.tls };
-        reader.fabric.add_path(path).expect("a good stream");
-    }
+    let reads = PATHS * READS_PER_PATH;
+    let pool = Pool::new(reads * BUFFER_BYTES as u64).expect("memory");
+    let mut reader = Reader { fabric, paths, pool, completions: Vec::new(), blob };
     let outboard = reader.outboard();
-    reader.pieces(&outboard)
+    reader.pieces(&outboard, reads)
 }
 
 impl Reader {
@@ -68,8 +82,8 @@ impl Reader {
                 result.unwrap_or_else(|error| panic!("read {tag} brought nothing: {error}"));
                 (path, tag, buffer)
             }
-            Completion::PathProven { path } => panic!("stream {path} needs no proof"),
-            Completion::PathClosed { error, .. } => panic!("a stream was closed: {error}"),
+            Completion::PathProven { path } => panic!("path {path} was proven before"),
+            Completion::PathClosed { error, .. } => panic!("a path was closed: {error}"),
         });
         ended.collect()
     }
@@ -80,13 +94,14 @@ impl Reader {
         Outboard::decode(self.blob, ended[0].2.as_ref()).expect("the outboard of the blob")
     }
 
-    fn pieces(&mut self, outboard: &Outboard) -> u64 {
+    fn pieces(&mut self, outboard: &Outboard, reads: u64) -> u64 {
         let pieces = outboard.pieces();
         let len = |index| (pieces.range(index).end - pieces.range(index).start) as u32;
         let mut indexes = 0..pieces.count();
-        for read in 0..STREAMS * READS_PER_STREAM {
+        for read in 0..reads as usize {
             if let Some(index) = indexes.next() {
-                self.post(1 + read % STREAMS, index, What::Blob, pieces.range(index).start, len(index));
+                let path = self.paths[read % self.paths.len()];
+                self.post(path, index, What::Blob, pieces.range(index).start, len(index));
             }
         }
         let (mut done, mut verified_bytes) = (0, 0);
