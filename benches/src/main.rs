@@ -4,6 +4,7 @@
 //! `benches/results/AREA.md`; the exit status is 1 if a row misses its bar.
 #![forbid(unsafe_code)]
 
+mod fabrics;
 mod kernels;
 mod machine;
 mod report;
@@ -21,6 +22,8 @@ enum Area {
     Transfer,
     /// XOR, scans and checksums, beside memcpy and the limits of memory.
     Kernels,
+    /// The packet fabric over every port beside iperf3 and the bare loop of the port; rings and pools.
+    Fabrics,
 }
 
 /// Measures one area of Velo and compares each figure with something measured beside it.
@@ -67,6 +70,10 @@ fn main() -> anyhow::Result<()> {
         Area::Kernels => {
             kernels::measure(&mut report, arguments.quick)?;
             "kernels"
+        }
+        Area::Fabrics => {
+            fabrics::measure(&mut report, arguments.quick)?;
+            "fabrics"
         }
     };
     if !arguments.quick && arguments.only.is_none() {

@@ -183,3 +183,36 @@ impl Isolated {
         Ok(nanoseconds as f64 / 1e9)
     }
 }
+
+/// Gbit/s that iperf3 moves over one TCP connection on loopback in `seconds`, writing `write_bytes` at once (none: its default).
+pub fn iperf3(write_bytes: Option<&str>, seconds: u32) -> anyhow::Result<f64> {
+    let program = find("iperf3").context("iperf3 is not installed")?;
+    let port = free_address()?.port().to_string();
+    let mut listening = Command::new(&program)
+        .args(["-s", "-1", "-B", "127.0.0.1", "-p", &port])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let mut command = Command::new(&program);
+    command.args(["-c", "127.0.0.1", "-J", "-p", &port, "-t", &seconds.to_string()]);
+    if let Some(bytes) = write_bytes {
+        command.args(["-l", bytes]);
+    }
+    let began = Instant::now();
+    let rate = loop {
+        let output = command.stdin(Stdio::null()).output()?;
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        if let Some(rate) = said["end"]["sum_received"]["bits_per_second"].as_f64() {
+            break Ok(rate / 1e9);
+        }
+        // It may not listen yet.
+        if began.elapsed() > Duration::from_secs(5) {
+            break Err(anyhow::anyhow!("iperf3: {}", String::from_utf8_lossy(&output.stdout)));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let _ = listening.kill();
+    let _ = listening.wait();
+    rate
+}
