@@ -140,14 +140,19 @@ pub(super) fn read_all(
                     moved = now;
                 }
                 Completion::PathClosed { error, .. } => bail!("the path was closed: {error}"),
-                _ => {}
+                Completion::PathProven { .. } => {}
             }
         }
-        ensure!(now.duration_since(moved) < STALL, "nothing arrived for {} s, {done} of {pieces}", STALL.as_secs());
+        ensure!(
+            now.duration_since(moved) < STALL,
+            "nothing arrived for {} s, {done} of {pieces}",
+            STALL.as_secs()
+        );
     }
     let seconds = began.elapsed().as_secs_f64();
     for (tag, buffer) in kept.iter().zip(target.filled.iter().skip(target.filled.len() - kept.len())) {
-        let right = (0..BUFFER_BYTES / 8).all(|at| word(buffer.as_ref(), at) == word_at(*tag as usize % PIECES, at));
+        let right =
+            (0..BUFFER_BYTES / 8).all(|at| word(buffer.as_ref(), at) == word_at(*tag as usize % PIECES, at));
         ensure!(right, "piece {tag} has other bytes");
     }
     Ok(seconds)
