@@ -1,24 +1,14 @@
 //! Goodput under loss against the same transfer without.
 
-use std::time::Duration;
-
-use velo_fabric::packet::scenario::{LOSSES, Transfer};
-
-/// (name, bytes per second, round trip, bytes, datagram)
-const SETTINGS: [(&str, u64, Duration, u64, usize); 3] = [
-    ("datacentre", 3_125_000_000, Duration::from_micros(50), 64 << 20, 8_972),
-    ("datacentre, 1500", 3_125_000_000, Duration::from_micros(50), 64 << 20, 1_472),
-    ("WAN", 125_000_000, Duration::from_millis(40), 256 << 20, 1_472),
-];
+use velo_fabric::packet::scenario::{LOSSES, SETTINGS};
 
 #[test]
 fn loss_costs_little_goodput() {
-    for (name, rate, rtt, bytes, datagram) in SETTINGS {
+    for setting in SETTINGS {
+        let (name, rate) = (setting.name, setting.rate_bytes_per_s);
         let mut clean = 0.0;
         for loss in LOSSES {
-            let mut transfer = Transfer::new(7, bytes, rate, rtt).losing(loss);
-            transfer.datagram_max_bytes = datagram;
-            let outcome = transfer.run();
+            let outcome = setting.transfer(7, loss).run();
             assert!(outcome.complete, "{name} at {loss}: {outcome:?}");
             let goodput = outcome.goodput();
             if loss == 0.0 {

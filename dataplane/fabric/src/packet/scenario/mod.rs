@@ -3,6 +3,7 @@
 
 mod draw;
 mod hostile;
+mod measured;
 mod reno;
 mod world;
 
@@ -19,6 +20,7 @@ use crate::pool::BUFFER_BYTES;
 pub use super::port::sim::{Link, Reordering};
 pub use draw::LOSSES;
 pub use hostile::hostile;
+pub use measured::{INCAST_RATE, SETTINGS, Setting, TwoFlows, beside_tcp, incast};
 pub use reno::{RenoFlow, RenoOutcome};
 pub use world::World;
 
