@@ -38,24 +38,48 @@ fn svg(title: &str, axis: &str, points: &[String], curves: &[Curve]) -> Result<S
     for step in 0..=5 {
         let value = f64::from(step) / 5.0;
         let (at, to) = (y(value), WIDTH - RIGHT);
-        writeln!(out, "<path d=\"M{LEFT} {at:.1}H{to}\" stroke=\"#ddd\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{value:.1}</text>", LEFT - 8.0, at + 4.0)?;
+        writeln!(
+            out,
+            "<path d=\"M{LEFT} {at:.1}H{to}\" stroke=\"#ddd\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{value:.1}</text>",
+            LEFT - 8.0,
+            at + 4.0
+        )?;
     }
     for (at, point) in points.iter().enumerate() {
-        writeln!(out, "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{point}</text>", x(at), HEIGHT - BOTTOM + 18.0)?;
+        writeln!(
+            out,
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{point}</text>",
+            x(at),
+            HEIGHT - BOTTOM + 18.0
+        )?;
     }
     let middle = (LEFT + WIDTH - RIGHT) / 2.0;
     writeln!(out, "<text x=\"{middle}\" y=\"{}\" text-anchor=\"middle\">{axis}</text>", HEIGHT - 10.0)?;
     for (number, curve) in curves.iter().enumerate() {
         let colour = COLOURS[number % COLOURS.len()];
-        let line: Vec<String> =
-            curve.values.iter().enumerate().map(|(at, value)| format!("{:.1},{:.1}", x(at), y(*value))).collect();
-        writeln!(out, "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>", line.join(" "))?;
+        let line: Vec<String> = curve
+            .values
+            .iter()
+            .enumerate()
+            .map(|(at, value)| format!("{:.1},{:.1}", x(at), y(*value)))
+            .collect();
+        writeln!(
+            out,
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
+            line.join(" ")
+        )?;
         for point in &line {
             let (cx, cy) = point.split_once(',').unwrap_or_default();
             writeln!(out, "<circle cx=\"{cx}\" cy=\"{cy}\" r=\"3\" fill=\"{colour}\"/>")?;
         }
         let (at, down) = (WIDTH - RIGHT + 12.0, TOP + 20.0 * number as f64);
-        writeln!(out, "<path d=\"M{at} {down}h18\" stroke=\"{colour}\" stroke-width=\"2\"/><text x=\"{}\" y=\"{}\">{}</text>", at + 24.0, down + 4.0, curve.name)?;
+        writeln!(
+            out,
+            "<path d=\"M{at} {down}h18\" stroke=\"{colour}\" stroke-width=\"2\"/><text x=\"{}\" y=\"{}\">{}</text>",
+            at + 24.0,
+            down + 4.0,
+            curve.name
+        )?;
     }
     out.push_str("</svg>\n");
     Ok(out)

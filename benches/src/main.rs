@@ -4,6 +4,7 @@
 //! `benches/results/AREA.md`; the exit status is 1 if a row misses its bar.
 #![forbid(unsafe_code)]
 
+mod chart;
 mod fabrics;
 mod kernels;
 mod machine;

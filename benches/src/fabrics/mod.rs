@@ -3,6 +3,7 @@
 
 mod packets;
 mod region;
+mod simulated;
 mod tcp;
 mod threads;
 
@@ -20,6 +21,7 @@ pub fn measure(report: &mut Report, quick: bool) -> anyhow::Result<()> {
     let rounds = if quick { 3 } else { 7 };
     threads::measure(report, rounds, quick)?;
     on_loopback(report, rounds, quick)?;
+    simulated::measure(report, quick)?;
     Ok(())
 }
 
