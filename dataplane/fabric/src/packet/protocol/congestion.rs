@@ -203,7 +203,7 @@ impl Congestion {
         // Four segments must fit, however slow the path is.
         let segments = (4 * self.segment * 1_000_000_000).checked_div(self.rate).unwrap_or(0);
         let target = self.queue_target * share / ONE;
-        target.max(shortest / 16 * share.min(2 * ONE) / ONE).max(segments)
+        target.max(shortest / 64 * share / ONE).max(segments)
     }
 
     fn leave_slow_start(&mut self, shortest: u64, rtt: &RoundTrip) {
@@ -252,6 +252,8 @@ impl Congestion {
         }
         // What comes through in spite of loss is what the path carries; a little less makes room for others to catch up.
         let floor = self.carried(rtt.shortest()) / 8 * 7;
+        // A queue that overflows stands; without one only much more than is usual can come of too large a window, as where a policer cuts.
+        let excess = if queue > target / 8 || excess > ONE / 4 { excess } else { 0 };
         let by_loss = self.window - self.window * excess.clamp(ONE / 4, ONE) / 2 / ONE;
         if excess > 0 && by_loss.max(floor) < self.window {
             cut = cut.max((self.window - by_loss.max(floor)) * ONE / self.window.max(1));
