@@ -7,12 +7,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 
 use support::namespace::{in_namespace, may_make_namespaces, veth};
 use support::{
     HugePagesHeld, Peer, dpdk_is_here, echo, port, role, skip, spawn, spawn_by, wait_for, wait_for_link,
 };
-use velo_fabric::packet::port::dpdk::HugePages;
+use velo_fabric::packet::port::dpdk::{DpdkPort, HugePages, Steering};
 use velo_fabric::packet::port::ether::FramePort;
 
 /// The user `nobody`.
@@ -31,17 +32,17 @@ fn over_socket(start: impl Fn(&[&str]) -> Peer, devices: [&str; 2], sizes: &[usi
         if !wait_for(Path::new(&socket(dir.path())), &mut server) {
             return;
         }
-        let mut client = start(&["ask", &device(devices[1]), size, &huge_pages]);
+        let mut client = start(&["ask", &device(devices[1]), size, &huge_pages, &server.number()]);
         if !client.ends_well() {
             return;
         }
-        server.ends_well();
+        server.was_ended();
     }
 }
 
 /// One end. Frames of 64 bytes, and of the size that is tested.
 fn one_end(role: &[String]) {
-    let [kind, device, size, huge_pages] = role else { panic!("{role:?}") };
+    let [kind, device, size, huge_pages, other @ ..] = role else { panic!("{role:?}") };
     let size: usize = size.parse().expect("a number");
     let huge_pages = match huge_pages.as_str() {
         "No" => HugePages::No,
@@ -51,15 +52,15 @@ fn one_end(role: &[String]) {
     let mut port = port(device, size.max(1_514), huge_pages);
     wait_for_link(&port);
     if kind == "echo" {
-        return echo::echo(&mut port);
+        echo::echo(&mut port);
     }
     let again = echo::ask(&mut port, size, if size > 20_000 { 300 } else { 3_000 });
     assert!(again == 0 || !port.caps().lossless, "{again} frames were lost on the way");
-    echo::bye(&mut port);
     let (counters, statistics) = (port.counters(), port.device().statistics());
     assert!(counters.rx_datagrams <= statistics.rx_frames, "{counters:?} {statistics:?}");
     assert_eq!(counters.rx_dropped + counters.tx_dropped, 0, "{counters:?}");
     assert_eq!(counters.calls, 0);
+    support::end(&other[0]);
 }
 
 /// Both ends in a network namespace that `prepare` fills with interfaces: the first is there before the second starts.
@@ -76,9 +77,9 @@ fn in_a_namespace(
             prepare(size.parse().expect("a number"));
             let mut first = spawn(test, &["echo", devices[0], size, &huge_pages]);
             let both = wait_for_interface(devices[0], &mut first)
-                && spawn(test, &["ask", devices[1], size, &huge_pages]).ends_well();
+                && spawn(test, &["ask", devices[1], size, &huge_pages, &first.number()]).ends_well();
             if both {
-                first.ends_well();
+                first.was_ended();
             }
         }
         Some(role) => one_end(role),
@@ -110,6 +111,35 @@ fn memif() {
             &[64, 1_500, 9_000, 64_000],
             HugePages::No,
         );
+    }
+}
+
+#[test]
+fn memif_with_a_queue_for_each_worker() {
+    const TEST: &str = "memif_with_a_queue_for_each_worker";
+    if let Some([kind, device, _, _, other @ ..]) = role().as_deref() {
+        let ports = support::ports(device, 2, 1_514, HugePages::No);
+        assert_eq!((ports.len(), ports[0].device().steering()), (2, Steering::Paired));
+        wait_for_link(&ports[0]);
+        // A worker each: what one of the other end sends comes to the same one here.
+        let asks = |mut port: DpdkPort| {
+            assert_eq!(echo::ask(&mut port, 1_000, 1_000), 0);
+            assert_eq!(port.counters().rx_datagrams, 1_000, "its own queue has moved them");
+            port
+        };
+        let ports: Vec<DpdkPort> = thread::scope(|scope| {
+            let worker = |mut port| {
+                scope.spawn(move || if kind == "echo" { echo::echo(&mut port) } else { asks(port) })
+            };
+            let workers: Vec<_> = ports.into_iter().map(worker).collect();
+            workers.into_iter().map(|worker| worker.join().expect("a worker that ends well")).collect()
+        });
+        support::end(&other[0]);
+        drop(ports);
+        return;
+    }
+    if dpdk_is_here("frames over two queues of a memif") {
+        over_socket(|role| spawn(TEST, role), ["memif:server", "memif:client"], &[1_000], HugePages::No);
     }
 }
 

@@ -10,12 +10,10 @@ use support::namespace::{give, in_namespace, may_make_namespaces, take, veth};
 use support::transfer::one_end;
 use support::{PATIENCE, Peer, dpdk_is_here, role, spawn, wait_for};
 
-/// The reader must end well; the server is then ended if it has not heard of it.
+/// The reader ends well, and the server when the reader ends it.
 fn finish(mut server: Peer, mut reader: Peer) {
     assert!(reader.ends_well());
-    if let Some(status) = server.0.try_wait().expect("a child can be waited for") {
-        assert!(status.success(), "the server ended with {status}");
-    }
+    server.was_ended();
 }
 
 #[test]
@@ -39,7 +37,8 @@ fn memif() {
         let mut server =
             spawn("memif", &["serve", &format!("memif:server:{socket}"), frame, loss, protection]);
         assert!(wait_for(Path::new(&socket), &mut server));
-        let reader = spawn("memif", &["read", &format!("memif:zero-copy:{socket}"), frame, loss, protection]);
+        let device = format!("memif:zero-copy:{socket}");
+        let reader = spawn("memif", &["read", &device, frame, loss, protection, &server.number()]);
         finish(server, reader);
     }
 }
@@ -50,8 +49,9 @@ fn veth_between_namespaces() {
     match role().as_deref() {
         Some([kind, loss]) if kind == "namespace" => {
             veth("velo0", "velo1", 1_500);
-            let reader = in_namespace(TEST, &["read", "af_packet:velo1", "1514", loss, "sealed"]);
             let server = spawn(TEST, &["serve", "af_packet:velo0", "1514", loss, "sealed"]);
+            let reads = ["read", "af_packet:velo1", "1514", loss, "sealed", &server.number()];
+            let reader = in_namespace(TEST, &reads);
             // It has a namespace of its own when it executes its own program.
             let other = |id: u32| std::fs::read_link(format!("/proc/{id}/ns/net")).ok();
             let began = Instant::now();

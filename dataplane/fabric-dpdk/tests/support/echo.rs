@@ -12,8 +12,6 @@ use super::PATIENCE;
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 const NUMBER: std::ops::Range<usize> = 15..23;
 const WINDOW: usize = 64;
-/// The number of the frame that ends it.
-const BYE: u64 = u64::MAX;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -96,48 +94,19 @@ pub fn ask(port: &mut impl FramePort, len: usize, count: u64) -> u64 {
     again
 }
 
-/// Lets the other end know that no more will be asked for.
-pub fn bye(port: &mut impl FramePort) {
-    let (mut done, began) = (false, Instant::now());
-    let mut told = began - PATIENCE;
-    while !done && began.elapsed() < PATIENCE {
-        let tell = told.elapsed() > Duration::from_millis(100);
-        let mut left = u64::from(tell);
-        if tell {
-            told = Instant::now();
-        }
-        let fill = &mut |space: &mut [u8]| {
-            left = left.checked_sub(1)?;
-            Some(write(space, Kind::Ask, BYE, 64))
-        };
-        port.tx_burst(fill).expect("the device is there");
-        port.rx_burst(&mut |arrival| done |= read(arrival.frame, Kind::Echo) == Some(BYE))
-            .expect("it is there");
-    }
-    assert!(done, "nobody says good-bye");
-}
-
-/// Echoes frames until the other end has said [`bye`] and is silent.
-pub fn echo(port: &mut impl FramePort) {
+/// Echoes frames until it is ended.
+pub fn echo(port: &mut impl FramePort) -> ! {
     let mut due: VecDeque<(u64, usize)> = VecDeque::new();
-    let (mut over, mut heard) = (false, Instant::now());
     loop {
         let count = port.rx_burst(&mut |arrival| {
             if let Some(number) = read(arrival.frame, Kind::Ask) {
-                over |= number == BYE;
                 due.push_back((number, arrival.frame.len()));
             }
         });
-        if count.expect("the device is there") > 0 {
-            heard = Instant::now();
-        }
+        count.expect("the device is there");
         let fill = &mut |space: &mut [u8]| {
             due.pop_front().map(|(number, len)| write(space, Kind::Echo, number, len))
         };
         port.tx_burst(fill).expect("the device is there");
-        if heard.elapsed() > if over { Duration::from_millis(400) } else { PATIENCE } {
-            assert!(over, "silence");
-            return;
-        }
     }
 }

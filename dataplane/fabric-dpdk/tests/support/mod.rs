@@ -4,6 +4,7 @@
 use std::env;
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,7 +18,7 @@ pub mod namespace;
 pub mod transfer;
 
 /// How long anything may take. It only decides how soon a failure is told.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a process ends with that has not got what it needs of this machine, and has said so.
 pub const LACKING: i32 = 75;
@@ -88,6 +89,32 @@ impl Peer {
         assert!(status.success() || lacking, "process {} ended with {status}", self.0.id());
         !lacking
     }
+
+    /// Waits until the other end has [`end`]ed it: it must not have ended by itself.
+    pub fn was_ended(&mut self) {
+        let status = self.ended();
+        assert_eq!(status.signal(), Some(libc::SIGKILL), "process {} ended with {status}", self.0.id());
+    }
+
+    /// Its number.
+    pub fn number(&self) -> String {
+        self.0.id().to_string()
+    }
+}
+
+/// Ends the process at the other end of a device, by its number. Not before nothing here polls the device any more, and before this
+/// process goes: whoever polls a memif when its other end goes may crash (see `Device::Memif`).
+pub fn end(number: &str) {
+    let number = number.parse().expect("a process's number");
+    // SAFETY: sends a signal, to a process of this test that its parent has not waited for yet.
+    unsafe { libc::kill(number, libc::SIGKILL) };
+    let began = Instant::now();
+    let gone =
+        || fs::read_to_string(format!("/proc/{number}/stat")).map_or(true, |stat| stat.contains(") Z "));
+    while !gone() {
+        assert!(began.elapsed() < PATIENCE, "process {number} cannot be killed");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 impl Drop for Peer {
@@ -154,11 +181,20 @@ impl Drop for HugePagesHeld {
 
 /// One queue of one device, with frames of `frame_max_bytes`. Ends the process where huge pages are gone before they are got.
 pub fn port(device: &str, frame_max_bytes: usize, huge_pages: HugePages) -> DpdkPort {
+    ports(device, 1, frame_max_bytes, huge_pages).remove(0)
+}
+
+/// As [`port`], with so many queues.
+pub fn ports(device: &str, queues: usize, frame_max_bytes: usize, huge_pages: HugePages) -> Vec<DpdkPort> {
     let parsed: Device = device.parse().unwrap_or_else(|error| panic!("{error}"));
-    let options =
-        DpdkOptions { frame_max_bytes: Some(frame_max_bytes), huge_pages, ..DpdkOptions::device(parsed) };
+    let options = DpdkOptions {
+        queues,
+        frame_max_bytes: Some(frame_max_bytes),
+        huge_pages,
+        ..DpdkOptions::device(parsed)
+    };
     match Dpdk::start(options).and_then(|dpdk| dpdk.open(0)) {
-        Ok(mut ports) => ports.remove(0),
+        Ok(ports) => ports,
         Err(error @ DpdkError::NoHugePages { .. }) => {
             skip(&format!("{device}: {error}"));
             std::process::exit(LACKING);

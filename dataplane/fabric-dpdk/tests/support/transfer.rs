@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use velo_fabric::packet::Packet;
 use velo_fabric::packet::port::Port;
@@ -17,10 +17,10 @@ use velo_fabric::pool::{BUFFER_BYTES, Pool};
 use velo_fabric::{Completion, Fabric, Read, Refusal, Serve, Served, ServedContent, What};
 use velo_object::{BlobId, NodeId};
 
-use super::{PATIENCE, port, wait_for_link};
+use super::{PATIENCE, end, port, wait_for_link};
 
 /// What is moved, in MiB (the last is cut short).
-pub const PIECES: u64 = 8;
+pub const PIECES: u64 = 4;
 const READS_AT_ONCE: u64 = 8;
 const BLOB: BlobId = BlobId::from_bytes([7; 32]);
 
@@ -64,9 +64,9 @@ struct End<P> {
     name: String,
 }
 
-/// One end, by its role: kind, device, largest frame, loss in per cent, protection.
+/// One end, by its role: kind, device, largest frame, loss in per cent, protection; of the one that reads also the other's number.
 pub fn one_end(role: &[String]) {
-    let [kind, device, frame, loss, protection] = role else { panic!("{role:?}") };
+    let [kind, device, frame, loss, protection, other @ ..] = role else { panic!("{role:?}") };
     let serves = kind == "serve";
     let frames = port(device, frame.parse().expect("a number"), HugePages::No);
     wait_for_link(&frames);
@@ -81,11 +81,11 @@ pub fn one_end(role: &[String]) {
     let name = format!("{}, frames of {frame}, {loss} % lost", device.split('/').next().unwrap_or(device));
     let loss: f64 = loss.parse().expect("a number");
     if loss == 0.0 {
-        return End::new(name, serves, ether, remote, protection).run();
+        return End::new(name, serves, ether, remote, protection).run(other);
     }
     let faults = Faults { loss: loss / 100.0, ..Faults::default() };
     let port = Fault::new(ether, 3 + u64::from(serves), faults, Faults::default());
-    End::new(name, serves, port, remote, protection).run();
+    End::new(name, serves, port, remote, protection).run(other);
 }
 
 fn address(last: u8) -> SocketAddr {
@@ -111,8 +111,8 @@ impl<P: Port> End<P> {
         Self { serves, fabric, name }
     }
 
-    /// Serves until the other end closes, or reads everything and looks at every byte.
-    fn run(mut self) {
+    /// Serves until it is ended, or reads everything and looks at every byte.
+    fn run(mut self, other: &[String]) {
         let pool = Pool::new((2 * READS_AT_ONCE) << 20).expect("memory");
         // Made beforehand, so that nothing but moving the bytes lies between the marks.
         let right: Vec<Arc<[u8]>> = (0..PIECES).map(piece).collect();
@@ -148,7 +148,6 @@ impl<P: Port> End<P> {
                         assert!(buffer.as_ref() == &**right, "piece {tag} has other bytes");
                         read += 1;
                     }
-                    Completion::PathClosed { .. } if self.serves => return,
                     Completion::PathClosed { error, .. } => panic!("{error}"),
                 }
             }
@@ -162,10 +161,6 @@ impl<P: Port> End<P> {
             counters.payload_bytes_in as f64 / seconds / 1e6,
             counters.segments_lost,
         );
-        self.fabric.close(1);
-        let until = Instant::now() + Duration::from_millis(100);
-        while Instant::now() < until {
-            self.fabric.poll(Instant::now(), &mut done);
-        }
+        end(&other[0]);
     }
 }

@@ -25,7 +25,8 @@ pub enum Device {
         address: String,
     },
     /// Shared memory between two processes: `memif:server:/run/velo/memif` or `memif:client:/run/velo/memif`, and `memif:zero-copy:…`
-    /// for a client whose mempool the server reads and writes (in huge pages or without any, but in one file).
+    /// for a client whose mempool the server reads and writes. For processes of one host that end together: where one end goes while
+    /// the other polls, DPDK 22.11 unmaps what is polled from another thread, and the process that stays may crash.
     Memif {
         /// Which end this is.
         role: Role,

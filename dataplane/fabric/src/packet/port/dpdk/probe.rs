@@ -10,7 +10,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use super::device::Device;
+use super::device::{Device, Role};
 use super::error::DpdkError;
 use super::options::{DpdkOptions, HugePages};
 
@@ -96,6 +96,11 @@ pub(super) fn prerequisites(device: &Device) -> Result<(), DpdkError> {
         Device::VirtioUser { socket } => match UnixStream::connect(socket) {
             Ok(_) => Ok(()),
             Err(why) => lacks(socket.clone(), why, "start the vhost end of it first"),
+        },
+        // Not connected to: the server would take it for its client.
+        Device::Memif { role: Role::Client, socket, .. } => match fs::metadata(socket) {
+            Ok(_) => Ok(()),
+            Err(why) => lacks(socket.clone(), why, "start the server's end of it first"),
         },
         _ => Ok(()),
     }
