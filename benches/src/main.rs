@@ -56,6 +56,12 @@ fn build_velo() -> anyhow::Result<()> {
 }
 
 fn main() -> anyhow::Result<()> {
+    // Half of a measurement between two processes: it begins this program again.
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.first().is_some_and(|first| first == fabrics::memif::ROLE) {
+        fabrics::memif::run(&words[1..]);
+        return Ok(());
+    }
     let arguments = Arguments::parse();
     anyhow::ensure!(
         !cfg!(debug_assertions),

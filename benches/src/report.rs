@@ -106,6 +106,12 @@ impl Report {
         self.push(row);
     }
 
+    /// Adds a row that is information only.
+    pub fn stated(&mut self, name: &str, value: f64, unit: &'static str) {
+        let (against, ratio, bar, goal) = ("stated".to_owned(), None, None, None);
+        self.push(Row { name: name.to_owned(), value, unit, against, ratio, bar, goal, ok: true });
+    }
+
     fn push(&mut self, row: Row) {
         if self.json {
             println!("{}", serde_json::to_string(&row).expect("numbers and texts"));

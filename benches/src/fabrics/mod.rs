@@ -1,11 +1,14 @@
 //! The area `fabrics`: the packet fabric over each of its ports, region to region (no hashing, no store), beside iperf3 and the port's
 //! bare loop; the simulator's curves; and what rings and pools cost.
 
+pub mod memif;
 mod packets;
+mod port_loop;
 mod region;
 mod simulated;
 mod tcp;
 mod threads;
+mod xdp;
 
 use std::sync::Arc;
 
@@ -21,6 +24,8 @@ pub fn measure(report: &mut Report, quick: bool) -> anyhow::Result<()> {
     let rounds = if quick { 3 } else { 7 };
     threads::measure(report, rounds, quick)?;
     on_loopback(report, rounds, quick)?;
+    xdp::rows(report, rounds, quick)?;
+    memif::rows(report, rounds, quick)?;
     simulated::measure(report, quick)?;
     Ok(())
 }

@@ -31,25 +31,23 @@ impl Region {
     }
 }
 
-/// Sends frames without end.
-pub fn supply(mut port: DpdkPort, frame_bytes: usize, copied: bool) -> Figure {
-    let mut region = copied.then(Region::new);
+/// Sends frames without end, each filled from a cold region.
+pub(super) fn supply(mut port: DpdkPort, frame_bytes: usize) -> Figure {
+    let mut region = Region::new();
     loop {
         let sent = port.tx_burst(&mut |space| {
             let (headers, payload) = space[..frame_bytes].split_at_mut(HEADERS);
             headers.fill(0xff);
-            if let Some(region) = &mut region {
-                payload.copy_from_slice(region.next(payload.len()));
-            }
+            payload.copy_from_slice(region.next(payload.len()));
             Some(FrameDeparture { len: frame_bytes, checksum: None })
         });
         sent.expect("the device is there");
     }
 }
 
-/// Takes what comes for so long.
-pub fn take(mut port: DpdkPort, copied: bool, time: Duration) -> Figure {
-    let mut region = copied.then(Region::new);
+/// Takes what comes for so long into a cold region.
+pub(super) fn take(mut port: DpdkPort, time: Duration) -> Figure {
+    let mut region = Region::new();
     let mut figure = Figure::default();
     let mut began: Option<Instant> = None;
     let mut turn = 0_u32;
@@ -57,9 +55,7 @@ pub fn take(mut port: DpdkPort, copied: bool, time: Duration) -> Figure {
         let count = port.rx_burst(&mut |arrival| {
             let (headers, payload) = arrival.frame.split_at_mut(HEADERS.min(arrival.frame.len()));
             std::hint::black_box(headers[0]);
-            if let Some(region) = &mut region {
-                region.next(payload.len()).copy_from_slice(payload);
-            }
+            region.next(payload.len()).copy_from_slice(payload);
             figure.bytes += (headers.len() + payload.len()) as u64;
             figure.count += 1;
         });

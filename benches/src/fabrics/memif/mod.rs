@@ -1,8 +1,8 @@
 //! Two processes joined by a memif, one that supplies and one that takes: this program again, in the role that its first argument
 //! says. The bare port loop, the packet fabric's throughput and its latency are measured by the one that takes.
 
-pub mod fabric;
-pub mod raw;
+mod fabric;
+mod raw;
 
 use std::env;
 use std::io::{self, Read as _};
@@ -11,24 +11,25 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use velo_fabric::packet::port::dpdk::{Dpdk, DpdkError, DpdkOptions, DpdkPort, HugePages};
+use velo_fabric::packet::port::dpdk::{Dpdk, DpdkOptions, DpdkPort, HugePages};
+
+use super::median;
+use crate::report::{Bars, Report};
 
 /// The first argument of a program that is one of the ends.
 pub const ROLE: &str = "memif-end";
 /// How long both ends may take to find each other.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Not measured: caches and rings fill.
-pub const WARM_UP: Duration = Duration::from_millis(200);
+const WARM_UP: Duration = Duration::from_millis(200);
 /// Bytes of the region that data come from, and of the one that they go to: far more than any cache holds.
-pub const REGION_BYTES: usize = 256 << 20;
+const REGION_BYTES: usize = 256 << 20;
 
 /// What the two ends do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Work {
-    /// Frames without a protocol, as they come.
-    RawUntouched,
+enum Work {
     /// Frames without a protocol, filled from a cold region and emptied into another.
-    RawCopied,
+    Raw,
     /// Reads of 1 MiB from region to region, not sealed.
     Trusted,
     /// The same, sealed with AES-128-GCM.
@@ -38,97 +39,149 @@ pub enum Work {
 }
 
 /// Each with its name.
-pub const WORKS: [(Work, &str); 5] = [
-    (Work::RawUntouched, "raw"),
-    (Work::RawCopied, "raw, copied"),
-    (Work::Trusted, "trusted"),
-    (Work::Sealed, "sealed"),
-    (Work::Latency, "latency"),
-];
+const WORKS: [(Work, &str); 4] =
+    [(Work::Raw, "raw"), (Work::Trusted, "trusted"), (Work::Sealed, "sealed"), (Work::Latency, "latency")];
 
 impl Work {
-    /// Its name.
-    pub fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         WORKS.iter().find(|(work, _)| *work == self).map_or("", |(_, name)| name)
     }
 }
 
 /// How a measurement is set up.
 #[derive(Debug, Clone, Copy)]
-pub struct Setup {
+struct Setup {
     /// What is done.
-    pub work: Work,
+    work: Work,
     /// The largest frame, headers included.
-    pub frame_bytes: usize,
+    frame_bytes: usize,
     /// Whether the client's memory is shared as it is, which saves a copy on its side.
-    pub zero_copy: bool,
-    /// Whether the end that takes is the memif's client.
-    pub taker_is_client: bool,
-    /// Descriptors of each ring; 0 for what the port chooses.
-    pub descriptors: usize,
+    zero_copy: bool,
     /// How long it is measured.
-    pub time: Duration,
+    time: Duration,
 }
 
 /// What was measured.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Figure {
+struct Figure {
     /// Bytes of frames (raw) or of content (fabric).
-    pub bytes: u64,
+    bytes: u64,
     /// Frames, datagrams or reads.
-    pub count: u64,
+    count: u64,
     /// How long it took.
-    pub seconds: f64,
+    seconds: f64,
     /// Of latency: the median in nanoseconds.
-    pub median_ns: f64,
+    median_ns: f64,
     /// Of latency: the 99th of 100, in nanoseconds.
-    pub p99_ns: f64,
+    p99_ns: f64,
 }
 
 impl Figure {
     /// Gigabits per second.
-    pub fn gbit_per_s(&self) -> f64 {
+    fn gbit_per_s(&self) -> f64 {
         self.bytes as f64 * 8e-9 / self.seconds
     }
 }
 
-/// Why DPDK cannot be measured here, if it cannot.
-pub fn missing() -> Option<DpdkError> {
-    Dpdk::probe(None).err()
+/// Builds the plugin where DPDK is installed, and gives its file to this process's children.
+fn plugin() -> anyhow::Result<std::path::PathBuf> {
+    let found = Command::new("pkg-config").args(["--exists", "libdpdk >= 22.11"]).status();
+    anyhow::ensure!(found.is_ok_and(|status| status.success()), "libdpdk-dev is not installed");
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build
+        .args(["build", "--release", "--quiet", "-p", "velo-fabric-dpdk", "--features", "libdpdk"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    anyhow::ensure!(build.status()?.success(), "the plugin for DPDK does not build");
+    let plugin = env::current_exe()?.with_file_name("libvelo_fabric_dpdk.so");
+    Dpdk::probe(Some(&plugin))?;
+    Ok(plugin)
+}
+
+/// Throughput beside the bare loop at every size of frames, and how long a small read takes.
+pub fn rows(report: &mut Report, rounds: usize, quick: bool) -> anyhow::Result<()> {
+    if !report.wants("dpdk over memif") {
+        return Ok(());
+    }
+    let plugin = match plugin() {
+        Ok(plugin) => plugin,
+        Err(missing) => {
+            report.note(format!("dpdk over memif is not measured: {missing:#}"));
+            return Ok(());
+        }
+    };
+    let time = Duration::from_millis(if quick { 300 } else { 1_000 });
+    let mut best: Option<(f64, f64, String)> = None;
+    for zero_copy in [false, true] {
+        let kind = if zero_copy { "zero-copy" } else { "copying" };
+        for frame_bytes in [1_514, 9_014, 64_000] {
+            let mut rates: [Vec<f64>; 3] = Default::default();
+            for _ in 0..rounds {
+                for (at, work) in [Work::Raw, Work::Trusted, Work::Sealed].into_iter().enumerate() {
+                    let setup = Setup { work, frame_bytes, zero_copy, time };
+                    rates[at].push(measure(&plugin, setup)?.gbit_per_s());
+                }
+            }
+            let [raw, trusted, sealed] = rates.map(median);
+            let against = format!("the bare loop, cold data copied in and out, {raw:.1} Gbit/s");
+            let name = |what: &str| format!("dpdk over memif, {kind}, frames of {frame_bytes}, {what}");
+            // The promise at 1500 bytes; that of the best size is a row of its own.
+            let floor = (frame_bytes == 1_514).then_some(0.6);
+            for (what, rate, floor) in [("trusted", trusted, floor), ("sealed", sealed, None)] {
+                let bars = Bars { floor, goal: None };
+                report.ratio(&name(what), (rate, "Gbit/s"), against.clone(), rate / raw, bars);
+            }
+            if best.as_ref().is_none_or(|best| trusted / raw > best.0) {
+                best = Some((trusted / raw, trusted, format!("{against}, {kind}, frames of {frame_bytes}")));
+            }
+        }
+    }
+    if let Some((ratio, rate, against)) = best {
+        let bars = Bars { floor: Some(0.8), goal: None };
+        report.ratio("dpdk over memif, trusted, best size of frames", (rate, "Gbit/s"), against, ratio, bars);
+    }
+    let latency = Setup { work: Work::Latency, frame_bytes: 1_514, zero_copy: false, time };
+    let figures = (0..rounds).map(|_| measure(&plugin, latency)).collect::<io::Result<Vec<_>>>()?;
+    for (name, ns) in [
+        ("median", median(figures.iter().map(|figure| figure.median_ns).collect())),
+        ("p99", median(figures.iter().map(|figure| figure.p99_ns).collect())),
+    ] {
+        report.stated(&format!("dpdk over memif, a read of 64 bytes, {name}"), ns / 1e3, "µs");
+    }
+    Ok(())
 }
 
 /// Measures with two processes of this program.
 ///
 /// # Errors
 /// Where one of them does not start or ends badly.
-pub fn measure(setup: Setup) -> io::Result<Figure> {
+fn measure(plugin: &std::path::Path, setup: Setup) -> io::Result<Figure> {
     let dir = tempfile::tempdir()?;
     let socket = dir.path().join("memif");
     let spawn = |taker: bool| -> io::Result<End> {
-        let kind = match (taker == setup.taker_is_client, setup.zero_copy) {
-            (false, _) => "server",
-            (true, false) => "client",
-            (true, true) => "zero-copy",
+        let kind = match (taker, setup.zero_copy) {
+            (true, _) => "server",
+            (false, false) => "client",
+            (false, true) => "zero-copy",
         };
         let mut command = Command::new(env::current_exe()?);
         command.args([ROLE, if taker { "take" } else { "supply" }, setup.work.name()]);
         command.arg(format!("memif:{kind}:{}", socket.display()));
-        let numbers = [setup.frame_bytes, setup.descriptors, setup.time.as_millis() as usize];
+        command.env("VELO_DPDK_PLUGIN", plugin);
+        let numbers = [setup.frame_bytes, setup.time.as_millis() as usize];
         command.args(numbers.map(|number| number.to_string()));
         command.stdin(Stdio::null()).stdout(if taker { Stdio::piped() } else { Stdio::null() });
         Ok(End(command.spawn()?))
     };
-    let mut server = spawn(!setup.taker_is_client)?;
+    let mut taker = spawn(true)?;
     let began = Instant::now();
     while !socket.exists() {
-        if began.elapsed() > PATIENCE || server.0.try_wait()?.is_some() {
+        if began.elapsed() > PATIENCE || taker.0.try_wait()?.is_some() {
             return Err(io::Error::other("the memif's server does not start"));
         }
         thread::sleep(Duration::from_millis(2));
     }
-    let mut client = spawn(setup.taker_is_client)?;
-    let (taker, supplier) =
-        if setup.taker_is_client { (&mut client, &mut server) } else { (&mut server, &mut client) };
+    let mut supplier = spawn(false)?;
     // The figures come before the taker ends: whoever still polls a memif when its other end goes may crash.
     let mut text = String::new();
     let mut out = taker.0.stdout.take().ok_or_else(|| io::Error::other("it has no output"))?;
@@ -161,12 +214,11 @@ impl Drop for End {
 pub fn run(arguments: &[String]) {
     let [end, work, device, numbers @ ..] = arguments else { panic!("{arguments:?}") };
     let numbers: Vec<usize> = numbers.iter().map(|number| number.parse().expect("a number")).collect();
-    let [frame_bytes, descriptors, ms] = numbers[..] else { panic!("{arguments:?}") };
+    let [frame_bytes, ms] = numbers[..] else { panic!("{arguments:?}") };
     let (work, _) = WORKS.into_iter().find(|(_, name)| name == work).expect("something to do");
     let (taker, time) = (end == "take", Duration::from_millis(ms as u64));
     let mut options = DpdkOptions {
         frame_max_bytes: Some(frame_bytes.max(1_514)),
-        descriptors: (descriptors > 0).then_some(descriptors),
         huge_pages: HugePages::Auto,
         ..DpdkOptions::default()
     };
@@ -176,10 +228,8 @@ pub fn run(arguments: &[String]) {
     pin(usize::from(taker));
     wait_for_link(&port);
     let figure = match (work, taker) {
-        (Work::RawUntouched | Work::RawCopied, false) => {
-            raw::supply(port, frame_bytes, work == Work::RawCopied)
-        }
-        (Work::RawUntouched | Work::RawCopied, true) => raw::take(port, work == Work::RawCopied, time),
+        (Work::Raw, false) => raw::supply(port, frame_bytes),
+        (Work::Raw, true) => raw::take(port, time),
         (_, false) => fabric::supply(port, work),
         (Work::Latency, true) => fabric::latency(port, time),
         (_, true) => fabric::take(port, work, time),
