@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use velo_fabric::pool::{BUFFER_BYTES, Buffer, Pool, PoolOptions};
 use velo_fabric::{Completion, Fabric, PathId, Read, Refusal, Serve, Served, ServedContent, What};
 use velo_object::{BlobId, NodeId};
@@ -16,6 +17,9 @@ use velo_object::{BlobId, NodeId};
 const PIECES: usize = 256;
 /// Reads outstanding on a path.
 const WINDOW: usize = 16;
+/// How long a side spins before it sleeps, and the longest sleep.
+const SPIN: Duration = Duration::from_micros(30);
+const SLEEP_MAX: Duration = Duration::from_millis(50);
 /// Nothing arrives for so long: the measurement has failed.
 const STALL: Duration = Duration::from_secs(10);
 
@@ -80,10 +84,34 @@ impl Target {
 
 /// Serves until `stop`.
 pub(super) fn serve_until(fabric: &mut dyn Fabric, stop: &AtomicBool) {
-    let mut completions = Vec::new();
+    let (mut completions, mut idle) = (Vec::new(), Idle::default());
     while !stop.load(Ordering::Relaxed) {
-        fabric.poll(Instant::now(), &mut completions);
+        let now = Instant::now();
+        let work = fabric.poll(now, &mut completions);
+        idle.after(fabric, now, work);
         completions.clear();
+    }
+}
+
+/// What a worker does between turns, as velod's do: it spins a little, then sleeps until its fabric has something.
+#[derive(Default)]
+struct Idle(Option<Instant>);
+
+impl Idle {
+    fn after(&mut self, fabric: &dyn Fabric, now: Instant, work: usize) {
+        if work > 0 {
+            self.0 = None;
+            return;
+        }
+        if now.duration_since(*self.0.get_or_insert(now)) < SPIN {
+            std::hint::spin_loop();
+            return;
+        }
+        // A port that must be polled has none.
+        let Some(descriptor) = fabric.descriptor() else { return };
+        let until = fabric.next_deadline().map_or(SLEEP_MAX, |at| at.saturating_duration_since(now));
+        let until = Timespec { tv_sec: 0, tv_nsec: until.min(SLEEP_MAX).subsec_nanos().into() };
+        let _ = poll(&mut [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)], Some(&until));
     }
 }
 
@@ -97,7 +125,7 @@ pub(super) fn read_all(
 ) -> anyhow::Result<f64> {
     let pieces = bytes / BUFFER_BYTES as u64;
     let (mut next, mut done) = (0u64, 0u64);
-    let mut completions = Vec::with_capacity(64);
+    let (mut completions, mut idle) = (Vec::with_capacity(64), Idle::default());
     let mut kept = VecDeque::with_capacity(PIECES + 1);
     let began = Instant::now();
     let mut moved = began;
@@ -119,7 +147,8 @@ pub(super) fn read_all(
             next += 1;
         }
         let now = Instant::now();
-        fabric.poll(now, &mut completions);
+        let work = fabric.poll(now, &mut completions);
+        idle.after(fabric, now, work);
         for completion in completions.drain(..) {
             match completion {
                 Completion::Read { tag, buffer, result, .. } => {
