@@ -38,7 +38,7 @@ impl Default for EndpointOptions {
             lossless: false,
             datagram_max_bytes: 1_472,
             window_max_bytes: limits::WINDOW_MAX_BYTES,
-            queue_target: Duration::from_micros(500),
+            queue_target: Duration::from_millis(2),
             seed: 0,
         }
     }
