@@ -45,13 +45,20 @@ pub fn measure(report: &mut Report, quick: bool) -> anyhow::Result<()> {
     put(report, scratch.path(), &sizes)?;
     one_to_one(report, scratch.path(), &sizes, false)?;
     one_to_one(report, scratch.path(), &sizes, true)?;
+    over_packets(report, scratch.path(), &sizes, false)?;
+    over_packets(report, scratch.path(), &sizes, true)?;
     small_files(report, scratch.path(), &sizes)?;
     fan_out(report, scratch.path(), &sizes)?;
     Ok(())
 }
 
 fn cluster(scratch: &Path, count: usize, tls: bool) -> Cluster {
-    let settings = Settings { trusted: !tls, within: Some(scratch.to_owned()), ..Settings::default() };
+    cluster_over("tcp", scratch, count, tls)
+}
+
+fn cluster_over(fabric: &'static str, scratch: &Path, count: usize, tls: bool) -> Cluster {
+    let within = Some(scratch.to_owned());
+    let settings = Settings { trusted: !tls, fabric: Some(fabric), within, ..Settings::default() };
     Cluster::start_with(count, &settings)
 }
 
@@ -252,6 +259,93 @@ fn one_to_one(report: &mut Report, scratch: &Path, sizes: &Sizes, tls: bool) -> 
             "ms",
             5.0,
             1.0,
+        );
+    }
+    Ok(())
+}
+
+/// One node to one by packets over UDP: in the clear beside `cp`, sealed beside nginx + curl with TLS.
+fn over_packets(report: &mut Report, scratch: &Path, sizes: &Sizes, tls: bool) -> anyhow::Result<()> {
+    let kind = if tls { "sealed" } else { "trusted" };
+    if !report.wants(&format!("udp {kind}")) {
+        return Ok(());
+    }
+    let big = scratch.join("source/big");
+    let packets = cluster_over("udp", scratch, 2, tls);
+    let id = put_blob(&packets.nodes[0], &big)?;
+    let pids = velod_pids(&packets.nodes);
+    let server = tools::nginx(scratch, &scratch.join("source"), tls);
+    if let Err(missing) = &server {
+        report.note(format!("packets not compared with nginx + curl: {missing}"));
+    }
+    let (copy, dest) = (scratch.join("packets-copy"), scratch.join("packets-dest"));
+    let receiver = &packets.nodes[1];
+    let provider = node_id(&packets.nodes[0])?;
+    let mut work: Vec<Contender<'_>> = vec![
+        (
+            "into the store",
+            Box::new(|| {
+                let taken = timed(&pids, || pull(receiver, id, provider));
+                receiver.ok(&["rm", &id.to_string()]);
+                taken
+            }),
+        ),
+        (
+            "to DEST",
+            Box::new(|| {
+                let taken = timed(&pids, || {
+                    receiver.ok(&["get", &id.to_string(), path_text(&dest)?, "--no-keep"]);
+                    Ok(())
+                });
+                remove(&dest);
+                taken
+            }),
+        ),
+        (
+            "cp",
+            Box::new(|| {
+                let taken = timed(&[], || tools::run(Command::new("cp").arg(&big).arg(&copy)));
+                remove(&copy);
+                taken
+            }),
+        ),
+    ];
+    if let Ok(server) = &server {
+        work.push((
+            "nginx + curl",
+            Box::new(|| {
+                let taken = timed(&server.pids, || tools::run(&mut tools::curl(server, tls, "big", &copy)));
+                remove(&copy);
+                taken
+            }),
+        ));
+    }
+    let medians = rounds(sizes.rounds, scratch, sizes.big_bytes, work)?;
+    packets.assert_carried_by("udp");
+    let against: Option<(&str, Taken, Bars)> = match (tls, server.is_ok()) {
+        (false, _) => Some(("cp", medians[2], Bars::new(0.7, 1.0))),
+        (true, true) => Some(("nginx + curl TLS", medians[3], Bars::new(1.3, 2.0))),
+        (true, false) => None,
+    };
+    let Some((other, theirs, bars)) = against else { return Ok(()) };
+    let against = format!("{other} {:.2} GB/s", gb_per_s(sizes.big_bytes, theirs));
+    for (name, taken) in [("into the store", medians[0]), ("to DEST", medians[1])] {
+        report.ratio(
+            &format!("udp {kind}, 1 to 1, {name}"),
+            (gb_per_s(sizes.big_bytes, taken), "GB/s"),
+            against.clone(),
+            theirs.seconds / taken.seconds,
+            bars,
+        );
+    }
+    if server.is_ok() && !tls {
+        let curl = medians[3];
+        report.ratio(
+            "udp trusted, 1 to 1, to DEST, beside nginx + curl plain",
+            (gb_per_s(sizes.big_bytes, medians[1]), "GB/s"),
+            format!("nginx + curl plain {:.2} GB/s", gb_per_s(sizes.big_bytes, curl)),
+            curl.seconds / medians[1].seconds,
+            Bars { floor: None, goal: None },
         );
     }
     Ok(())
