@@ -51,7 +51,7 @@ fn word_at(piece: usize, at: usize) -> u64 {
 impl Serve for Region {
     fn serve(&self, _: NodeId, blob: &BlobId, _: What, range: Range<u64>) -> Result<Served, Refusal> {
         let piece = usize::try_from(range.start / BUFFER_BYTES as u64).map_err(|_| Refusal::NotHere)?;
-        if *blob != REGION || range.start % BUFFER_BYTES as u64 != 0 {
+        if *blob != REGION || !range.start.is_multiple_of(BUFFER_BYTES as u64) {
             return Err(Refusal::NotHere);
         }
         let content = ServedContent::Bytes(self.0[piece % PIECES].clone());
