@@ -261,6 +261,20 @@ impl Node {
         report.counters.iter().find(|(found, _)| found == name).map(|(_, value)| *value).expect("a counter")
     }
 
+    /// Waits until a gauge has this value.
+    pub fn wait_for_gauge(&self, name: &str, value: u64) {
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            let report = self.handle().report();
+            let found = report.gauges.iter().find(|(found, _)| found == name).expect("a gauge").1;
+            if found == value {
+                return;
+            }
+            assert!(Instant::now() < end, "{name} is {found} and not {value}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Content bytes that it sent to all.
     pub fn sent(&self) -> u64 {
         self.handle().report().peers.iter().map(|(_, traffic)| traffic.sent_bytes).sum()
