@@ -148,7 +148,12 @@ impl Congestion {
         marked: bool,
         rtt: &RoundTrip,
     ) -> bool {
+        // What comes is no measure of the way where the supplier, or what it sends through, is slower than the window is large.
+        let used = self.rate == 0 || self.window <= 4 * self.carried(rtt.smoothed()).max(4 * self.segment);
         let round = &mut self.round;
+        if self.rate == 0 && round.bytes == 0 {
+            round.started = now.saturating_sub(rtt_ns);
+        }
         round.bytes += bytes;
         round.packets += 1;
         round.marked += u64::from(marked);
@@ -157,7 +162,7 @@ impl Congestion {
         if self.slow_start && limited && !self.fixed {
             if packets >= ROUND_PACKETS && shortest > rtt.shortest() + self.target(rtt.shortest()) {
                 self.leave_slow_start(shortest, rtt);
-            } else {
+            } else if used {
                 self.window = (self.window + bytes).min(self.most);
             }
         }

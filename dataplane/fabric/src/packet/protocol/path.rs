@@ -375,7 +375,8 @@ impl Path {
                 return Some(self.sent(departure, shared));
             }
         }
-        if self.has_messages() {
+        let waits = self.has_messages();
+        if waits {
             let most = space.len().min(CONTROL_BYTES);
             let Self { sealer, reader, supplier, pongs, ping, probing, .. } = self;
             let pacer = &mut shared.pacer;
@@ -393,7 +394,8 @@ impl Path {
                 return Some(self.sent(departure, shared));
             }
         }
-        self.rearm = false;
+        // A grant that had to wait has set a deadline.
+        self.rearm = waits;
         let segment = self.supplier.next_segment(now, &mut shared.counters)?;
         departure.len = self.sealer.data(space, &segment.data, segment.payload)?;
         Some(self.sent(departure, shared))

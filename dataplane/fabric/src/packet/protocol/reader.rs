@@ -96,6 +96,8 @@ pub(super) struct Reader {
     /// Payload of the segments of reads to come; 0 before the path is proven.
     segment_bytes: u32,
     line_rate: Option<u64>,
+    /// However long responses take, a tail is asked for again some times before the path has stalled.
+    tail_max_ns: u64,
     /// When something new last arrived, or the first read was posted.
     progress_ns: u64,
     arrived: u64,
@@ -132,6 +134,7 @@ impl Reader {
             reordering: Reordering::default(),
             segment_bytes: 0,
             line_rate: options.line_rate_bytes_per_s,
+            tail_max_ns: (options.stall_timeout.as_nanos() as u64 / 4).max(1),
             progress_ns: 0,
             arrived: 0,
             lost: 0,
@@ -509,9 +512,9 @@ impl Reader {
             reading.timeouts += 1;
             reading.active_ns = now;
             silent |= reading.timeouts > 1;
-            if !reading.confirmed {
-                // The READ may be lost.
-                reading.started = false;
+            // The READ may be lost; or the supplier has forgotten it, because its turn was long in coming.
+            if !reading.confirmed || reading.timeouts > 1 {
+                reading.started &= reading.confirmed;
                 self.ask |= 1 << slot;
             }
             self.update(slot);
@@ -528,7 +531,8 @@ impl Reader {
         let timeouts = self.slots[slot].as_ref().map_or(0, |reading| reading.timeouts);
         let wait = self.rtt.tail_timeout();
         // Slowly longer: one segment asked for again congests nothing, and where much is lost it takes several tries.
-        (wait << (timeouts / 2).min(16)).min(limits::TAIL_MAX_NS.max(wait))
+        let wait = (wait << (timeouts / 2).min(16)).min(limits::TAIL_MAX_NS.max(wait));
+        wait.min(self.tail_max_ns)
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) has something to do.
