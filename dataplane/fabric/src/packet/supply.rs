@@ -299,8 +299,11 @@ mod tests {
         Ask { id, peer, blob, what, offset_bytes: 0, len }
     }
 
-    /// The answers by their reads: the first byte and the length, or the refusal.
-    fn answers(supply: &mut dyn Supply, count: usize) -> Vec<(u32, Result<(u8, u32), Refusal>)> {
+    /// The number of a read, and the first byte and the length of what it brought.
+    type Answered = (u32, Result<(u8, u32), Refusal>);
+
+    /// The answers by their reads.
+    fn answers(supply: &mut dyn Supply, count: usize) -> Vec<Answered> {
         let mut answers = Vec::new();
         let end = Instant::now() + Duration::from_secs(20);
         while answers.len() < count && Instant::now() < end {
