@@ -95,6 +95,37 @@ fn touch_memory(scratch: &Path, bytes: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// One run: a blob from `provider` into the receiver's store, and out of it again when the clock has stopped.
+fn into_the_store(receiver: &Node, id: BlobId, provider: NodeId, pids: &[i32]) -> anyhow::Result<Taken> {
+    let taken = timed(pids, || pull(receiver, id, provider));
+    receiver.ok(&["rm", &id.to_string()]);
+    taken
+}
+
+/// One run: a blob straight to a file.
+fn to_dest(receiver: &Node, id: BlobId, dest: &Path, pids: &[i32]) -> anyhow::Result<Taken> {
+    let taken = timed(pids, || {
+        receiver.ok(&["get", &id.to_string(), path_text(dest)?, "--no-keep"]);
+        Ok(())
+    });
+    remove(dest);
+    taken
+}
+
+/// One run of curl: the big file from nginx.
+fn by_curl(server: &tools::Server, tls: bool, copy: &Path) -> anyhow::Result<Taken> {
+    let taken = timed(&server.pids, || tools::run(&mut tools::curl(server, tls, "big", copy)));
+    remove(copy);
+    taken
+}
+
+/// One run of cp.
+fn by_cp(file: &Path, copy: &Path) -> anyhow::Result<Taken> {
+    let taken = timed(&[], || tools::run(Command::new("cp").arg(file).arg(copy)));
+    remove(copy);
+    taken
+}
+
 fn gb_per_s(bytes: u64, taken: Taken) -> f64 {
     bytes as f64 / 1e9 / taken.seconds
 }
@@ -122,14 +153,7 @@ fn put(report: &mut Report, scratch: &Path, sizes: &Sizes) -> anyhow::Result<()>
         scratch,
         sizes.big_bytes,
         vec![
-            (
-                "cp",
-                Box::new(|| {
-                    let taken = timed(&[], || tools::run(Command::new("cp").arg(&big).arg(&copy)));
-                    remove(&copy);
-                    taken
-                }),
-            ),
+            ("cp", Box::new(|| by_cp(&big, &copy))),
             (
                 "velo put",
                 Box::new(|| {
@@ -174,35 +198,11 @@ fn one_to_one(report: &mut Report, scratch: &Path, sizes: &Sizes, tls: bool) -> 
     let receiver = &cluster.nodes[1];
     let provider = node_id(&cluster.nodes[0])?;
     let mut work: Vec<Contender<'_>> = vec![
-        (
-            "into the store",
-            Box::new(|| {
-                let taken = timed(&pids, || pull(receiver, id, provider));
-                receiver.ok(&["rm", &id.to_string()]);
-                taken
-            }),
-        ),
-        (
-            "to DEST",
-            Box::new(|| {
-                let taken = timed(&pids, || {
-                    receiver.ok(&["get", &id.to_string(), path_text(&dest)?, "--no-keep"]);
-                    Ok(())
-                });
-                remove(&dest);
-                taken
-            }),
-        ),
+        ("into the store", Box::new(|| into_the_store(receiver, id, provider, &pids))),
+        ("to DEST", Box::new(|| to_dest(receiver, id, &dest, &pids))),
     ];
     if let Ok(server) = &server {
-        work.push((
-            "nginx + curl",
-            Box::new(|| {
-                let taken = timed(&server.pids, || tools::run(&mut tools::curl(server, tls, "big", &copy)));
-                remove(&copy);
-                taken
-            }),
-        ));
+        work.push(("nginx + curl", Box::new(|| by_curl(server, tls, &copy))));
     }
     if !tls {
         // What a careful user of curl adds: the hash of what arrived, by the same library, on all cores.
@@ -282,43 +282,12 @@ fn over_packets(report: &mut Report, scratch: &Path, sizes: &Sizes, tls: bool) -
     let receiver = &packets.nodes[1];
     let provider = node_id(&packets.nodes[0])?;
     let mut work: Vec<Contender<'_>> = vec![
-        (
-            "into the store",
-            Box::new(|| {
-                let taken = timed(&pids, || pull(receiver, id, provider));
-                receiver.ok(&["rm", &id.to_string()]);
-                taken
-            }),
-        ),
-        (
-            "to DEST",
-            Box::new(|| {
-                let taken = timed(&pids, || {
-                    receiver.ok(&["get", &id.to_string(), path_text(&dest)?, "--no-keep"]);
-                    Ok(())
-                });
-                remove(&dest);
-                taken
-            }),
-        ),
-        (
-            "cp",
-            Box::new(|| {
-                let taken = timed(&[], || tools::run(Command::new("cp").arg(&big).arg(&copy)));
-                remove(&copy);
-                taken
-            }),
-        ),
+        ("into the store", Box::new(|| into_the_store(receiver, id, provider, &pids))),
+        ("to DEST", Box::new(|| to_dest(receiver, id, &dest, &pids))),
+        ("cp", Box::new(|| by_cp(&big, &copy))),
     ];
     if let Ok(server) = &server {
-        work.push((
-            "nginx + curl",
-            Box::new(|| {
-                let taken = timed(&server.pids, || tools::run(&mut tools::curl(server, tls, "big", &copy)));
-                remove(&copy);
-                taken
-            }),
-        ));
+        work.push(("nginx + curl", Box::new(|| by_curl(server, tls, &copy))));
     }
     let medians = rounds(sizes.rounds, scratch, sizes.big_bytes, work)?;
     packets.assert_carried_by("udp");

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use velo_object::{BlobId, NodeId};
 
+use crate::counters::counters;
 use crate::pool::Buffer;
 
 /// The number of a path, chosen by whoever adds it; one per path for as long as the fabric lives.
@@ -257,57 +258,36 @@ pub trait Fabric: Send {
     fn counters(&self) -> FabricCounters;
 }
 
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// Plain counters of one fabric, kept by its worker and copied out; they only grow.
-        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-        #[non_exhaustive]
-        pub struct FabricCounters {
-            $($(#[$doc])* pub $name: u64,)*
-        }
-
-        impl std::ops::AddAssign for FabricCounters {
-            fn add_assign(&mut self, other: Self) {
-                $(self.$name += other.$name;)*
-            }
-        }
-
-        impl FabricCounters {
-            /// Every counter with its name, for metrics.
-            pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
-                [$((stringify!($name), self.$name)),*].into_iter()
-            }
-        }
-    };
-}
-
 counters! {
-    /// Reads accepted from this node.
-    reads_posted,
-    /// Reads that delivered their bytes.
-    reads_done,
-    /// Reads that ended without.
-    reads_failed,
-    /// Reads of peers that were answered with bytes.
-    reads_served,
-    /// Reads of peers that were refused.
-    reads_refused,
-    /// Bytes of content delivered.
-    payload_bytes_in,
-    /// Bytes of content handed to the kernel.
-    payload_bytes_out,
-    /// Bytes received, with frames and encryption.
-    bytes_in,
-    /// Bytes handed to the kernel, with frames and encryption.
-    bytes_out,
-    /// Paths closed because the peer stalled.
-    stalls,
-    /// Paths closed because the peer read nothing of what we sent.
-    not_reading,
-    /// Paths closed because the peer broke the protocol.
-    protocol_errors,
-    /// Paths added.
-    paths_opened,
-    /// Paths closed, for whatever reason.
-    paths_closed,
+    /// Plain counters of one fabric, kept by its worker and copied out; they only grow.
+    FabricCounters {
+        /// Reads accepted from this node.
+        reads_posted,
+        /// Reads that delivered their bytes.
+        reads_done,
+        /// Reads that ended without.
+        reads_failed,
+        /// Reads of peers that were answered with bytes.
+        reads_served,
+        /// Reads of peers that were refused.
+        reads_refused,
+        /// Bytes of content delivered.
+        payload_bytes_in,
+        /// Bytes of content handed to the kernel.
+        payload_bytes_out,
+        /// Bytes received, with frames and encryption.
+        bytes_in,
+        /// Bytes handed to the kernel, with frames and encryption.
+        bytes_out,
+        /// Paths closed because the peer stalled.
+        stalls,
+        /// Paths closed because the peer read nothing of what we sent.
+        not_reading,
+        /// Paths closed because the peer broke the protocol.
+        protocol_errors,
+        /// Paths added.
+        paths_opened,
+        /// Paths closed, for whatever reason.
+        paths_closed,
+    }
 }

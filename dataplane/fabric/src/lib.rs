@@ -7,6 +7,7 @@
 //! **Architecture invariant:** what a fabric delivers is unverified bytes; only `velo_object::Verified` makes them content.
 #![deny(unsafe_code)]
 
+mod counters;
 mod fabric;
 pub mod packet;
 pub mod pool;

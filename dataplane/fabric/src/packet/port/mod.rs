@@ -4,6 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
+use crate::counters::counters;
+
 pub mod dpdk;
 mod draw;
 pub mod ether;
@@ -62,43 +64,28 @@ pub struct PortCaps {
     pub wakes: bool,
 }
 
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// Plain counters of one port; they only grow.
-        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-        #[non_exhaustive]
-        pub struct PortCounters {
-            $($(#[$doc])* pub $name: u64,)*
-        }
-
-        impl PortCounters {
-            /// Every counter with its name, for metrics.
-            pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
-                [$((stringify!($name), self.$name)),*].into_iter()
-            }
-        }
-    };
-}
-
 counters! {
-    /// Datagrams received.
-    rx_datagrams,
-    /// Their bytes.
-    rx_bytes,
-    /// Datagrams handed on.
-    tx_datagrams,
-    /// Their bytes.
-    tx_bytes,
-    /// Datagrams that this host threw away on arrival: malformed, not ours, or no room.
-    rx_dropped,
-    /// Datagrams that could not be handed on: no route, no neighbour, or refused by the device.
-    tx_dropped,
-    /// Times that there was no room to send.
-    tx_full,
-    /// Times that the kernel refused to cut a message into datagrams, which then went one by one.
-    gso_refused,
-    /// System calls.
-    calls,
+    /// Plain counters of one port; they only grow.
+    PortCounters {
+        /// Datagrams received.
+        rx_datagrams,
+        /// Their bytes.
+        rx_bytes,
+        /// Datagrams handed on.
+        tx_datagrams,
+        /// Their bytes.
+        tx_bytes,
+        /// Datagrams that this host threw away on arrival: malformed, not ours, or no room.
+        rx_dropped,
+        /// Datagrams that could not be handed on: no route, no neighbour, or refused by the device.
+        tx_dropped,
+        /// Times that there was no room to send.
+        tx_full,
+        /// Times that the kernel refused to cut a message into datagrams, which then went one by one.
+        gso_refused,
+        /// System calls.
+        calls,
+    }
 }
 
 /// One queue of a device or one socket, owned by one worker. No call blocks or, after the first turns, allocates.

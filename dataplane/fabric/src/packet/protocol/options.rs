@@ -7,6 +7,7 @@ use velo_object::NodeId;
 
 use super::seal::PathKeys;
 use super::{Ask, ServeId};
+use crate::counters::counters;
 use crate::packet::limits;
 use crate::{Completion, PathId};
 
@@ -127,77 +128,62 @@ pub struct PathInfo {
     pub reordering_packets: u64,
 }
 
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// Plain counters of one endpoint; they only grow.
-        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-        #[non_exhaustive]
-        pub struct EndpointCounters {
-            $($(#[$doc])* pub $name: u64,)*
-        }
-
-        impl EndpointCounters {
-            /// Every counter with its name, for metrics.
-            pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
-                [$((stringify!($name), self.$name)),*].into_iter()
-            }
-        }
-    };
-}
-
 counters! {
-    /// Reads accepted from this node.
-    reads_posted,
-    /// Reads that delivered their bytes.
-    reads_done,
-    /// Reads that ended without.
-    reads_failed,
-    /// Reads of peers that were answered with bytes.
-    reads_served,
-    /// Reads of peers that were refused.
-    reads_refused,
-    /// Bytes of content that arrived, each once.
-    payload_bytes_in,
-    /// Bytes of content sent, again where they were asked for again.
-    payload_bytes_out,
-    /// Bytes of datagrams that arrived from peers.
-    bytes_in,
-    /// Bytes of datagrams sent.
-    bytes_out,
-    /// Datagrams that arrived from peers.
-    datagrams_in,
-    /// Datagrams sent.
-    datagrams_out,
-    /// Datagrams of no path.
-    unknown,
-    /// Datagrams that nobody who holds the keys sent, or that were damaged on their way.
-    rejected,
-    /// Datagrams that came again, or too late to tell.
-    replayed,
-    /// Segments that were taken for lost.
-    segments_lost,
-    /// Segments that came though they were taken for lost, or came twice.
-    segments_spurious,
-    /// Segments that came for reads which had ended.
-    segments_late,
-    /// Times that the end of what was granted did not come in time.
-    tail_timeouts,
-    /// Times that a path's window was cut.
-    window_cuts,
-    /// Datagrams that came with a mark of congestion.
-    congestion_marks,
-    /// Grants of peers that there was no room for.
-    grants_dropped,
-    /// Times that a path turned out to carry smaller datagrams than before.
-    black_holes,
-    /// Times that a peer has moved to another address.
-    moves,
-    /// Paths closed because the peer stalled.
-    stalls,
-    /// Paths closed because the peer broke the protocol.
-    protocol_errors,
-    /// Paths added.
-    paths_opened,
-    /// Paths closed, for whatever reason.
-    paths_closed,
+    /// Plain counters of one endpoint; they only grow.
+    EndpointCounters {
+        /// Reads accepted from this node.
+        reads_posted,
+        /// Reads that delivered their bytes.
+        reads_done,
+        /// Reads that ended without.
+        reads_failed,
+        /// Reads of peers that were answered with bytes.
+        reads_served,
+        /// Reads of peers that were refused.
+        reads_refused,
+        /// Bytes of content that arrived, each once.
+        payload_bytes_in,
+        /// Bytes of content sent, again where they were asked for again.
+        payload_bytes_out,
+        /// Bytes of datagrams that arrived from peers.
+        bytes_in,
+        /// Bytes of datagrams sent.
+        bytes_out,
+        /// Datagrams that arrived from peers.
+        datagrams_in,
+        /// Datagrams sent.
+        datagrams_out,
+        /// Datagrams of no path.
+        unknown,
+        /// Datagrams that nobody who holds the keys sent, or that were damaged on their way.
+        rejected,
+        /// Datagrams that came again, or too late to tell.
+        replayed,
+        /// Segments that were taken for lost.
+        segments_lost,
+        /// Segments that came though they were taken for lost, or came twice.
+        segments_spurious,
+        /// Segments that came for reads which had ended.
+        segments_late,
+        /// Times that the end of what was granted did not come in time.
+        tail_timeouts,
+        /// Times that a path's window was cut.
+        window_cuts,
+        /// Datagrams that came with a mark of congestion.
+        congestion_marks,
+        /// Grants of peers that there was no room for.
+        grants_dropped,
+        /// Times that a path turned out to carry smaller datagrams than before.
+        black_holes,
+        /// Times that a peer has moved to another address.
+        moves,
+        /// Paths closed because the peer stalled.
+        stalls,
+        /// Paths closed because the peer broke the protocol.
+        protocol_errors,
+        /// Paths added.
+        paths_opened,
+        /// Paths closed, for whatever reason.
+        paths_closed,
+    }
 }
