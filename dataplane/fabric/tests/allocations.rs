@@ -6,15 +6,12 @@ mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::io;
-use std::net::SocketAddr;
-use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use pair::{PROTECTIONS, Pair, options, udp};
 use support::{MIB, noise};
+use velo_fabric::packet::port::fault::{Fault, Faults};
 use velo_fabric::packet::port::udp::Udp;
-use velo_fabric::packet::port::{Arrival, Departure, Port, PortCaps, PortCounters};
 use velo_fabric::pool::{BUFFER_BYTES, Buffer};
 use velo_fabric::{Completion, Fabric, Read, What};
 use velo_object::BlobId;
@@ -62,53 +59,6 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Loses every so many-th datagram that arrives.
-struct Lossy {
-    port: Udp,
-    every: u64,
-    seen: u64,
-}
-
-impl Port for Lossy {
-    fn name(&self) -> &'static str {
-        "lossy"
-    }
-
-    fn caps(&self) -> PortCaps {
-        self.port.caps()
-    }
-
-    fn local(&self) -> SocketAddr {
-        self.port.local()
-    }
-
-    fn rx_burst(&mut self, each: &mut dyn FnMut(Arrival<'_>)) -> io::Result<usize> {
-        let Self { port, every, seen } = self;
-        port.rx_burst(&mut |arrival| {
-            *seen += 1;
-            if !seen.is_multiple_of(*every) {
-                each(arrival);
-            }
-        })
-    }
-
-    fn tx_burst(&mut self, fill: &mut dyn FnMut(&mut [u8]) -> Option<Departure>) -> io::Result<usize> {
-        self.port.tx_burst(fill)
-    }
-
-    fn arm(&mut self) -> io::Result<bool> {
-        self.port.arm()
-    }
-
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.port.descriptor()
-    }
-
-    fn counters(&self) -> PortCounters {
-        self.port.counters()
-    }
-}
-
 const READS: u64 = 24;
 
 fn read(tag: u64, blob: BlobId, buffer: Buffer) -> Read {
@@ -117,7 +67,7 @@ fn read(tag: u64, blob: BlobId, buffer: Buffer) -> Read {
 }
 
 /// Moves `pieces` in both directions, with [`READS`] outstanding in each.
-fn transfer(pair: &mut Pair<Lossy>, blobs: (BlobId, BlobId), buffers: &mut Vec<Buffer>, pieces: u64) {
+fn transfer(pair: &mut Pair<Fault<Udp>>, blobs: (BlobId, BlobId), buffers: &mut Vec<Buffer>, pieces: u64) {
     let mut next = [0; 2];
     let mut done = [0; 2];
     for i in 0..READS {
@@ -166,7 +116,8 @@ fn transfer(pair: &mut Pair<Lossy>, blobs: (BlobId, BlobId), buffers: &mut Vec<B
 #[test]
 fn a_running_worker_allocates_nothing() {
     for protection in PROTECTIONS {
-        let lossy = |every| Lossy { port: udp("127.0.0.1:0"), every, seen: 0 };
+        let losing = Faults { loss: 0.01, ..Faults::default() };
+        let lossy = |seed| Fault::new(udp("127.0.0.1:0"), seed, losing, losing);
         let mut pair = Pair::over(lossy(97), lossy(89), protection, options());
         let blobs = (
             pair.b_source.add(&noise(1, READS as usize * MIB), &[]),
