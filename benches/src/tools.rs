@@ -1,7 +1,7 @@
 //! What others use for the same work: cp, nginx + curl, rsync, sendme, rqbit. Each is optional; what is missing is noted.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -184,18 +184,32 @@ impl Isolated {
     }
 }
 
-/// Gbit/s that iperf3 moves over one TCP connection on loopback in `seconds`, writing `write_bytes` at once (none: its default).
-pub fn iperf3(write_bytes: Option<&str>, seconds: u32) -> anyhow::Result<f64> {
+/// Gbit/s that iperf3 moves over one TCP connection in `seconds`, writing `write_bytes` at once (none: its default), from the first
+/// place to the second: an address, and the network namespace that has it where it is not this one.
+pub fn iperf3(
+    [from, to]: [(IpAddr, Option<&str>); 2],
+    write_bytes: Option<&str>,
+    seconds: u32,
+) -> anyhow::Result<f64> {
     let program = find("iperf3").context("iperf3 is not installed")?;
+    let program = |namespace: Option<&str>| match namespace {
+        None => Command::new(&program),
+        Some(namespace) => {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", namespace]).arg(&program);
+            command
+        }
+    };
     let port = free_address()?.port().to_string();
-    let mut listening = Command::new(&program)
-        .args(["-s", "-1", "-B", "127.0.0.1", "-p", &port])
+    let to_address = to.0.to_string();
+    let mut listening = program(to.1)
+        .args(["-s", "-1", "-B", &to_address, "-p", &port])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    let mut command = Command::new(&program);
-    command.args(["-c", "127.0.0.1", "-J", "-p", &port, "-t", &seconds.to_string()]);
+    let mut command = program(from.1);
+    command.args(["-c", &to_address, "-B", &from.0.to_string(), "-J", "-p", &port, "-t", &seconds.to_string()]);
     if let Some(bytes) = write_bytes {
         command.args(["-l", bytes]);
     }

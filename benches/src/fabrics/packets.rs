@@ -1,12 +1,13 @@
 //! Two packet fabrics over any two ports, one that serves the region and one that reads it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use velo_fabric::packet::Packet;
 use velo_fabric::packet::port::Port;
-use velo_fabric::packet::port::udp::{Udp, UdpOptions};
+use velo_fabric::packet::port::udp::{Udp, UdpError, UdpOptions};
 use velo_fabric::packet::protocol::seal::{Cipher, PathKeys, PathName, PathSecret, Protection, Role};
 use velo_fabric::packet::protocol::{EndpointOptions, NewPath};
 use velo_fabric::packet::supply::Inline;
@@ -14,6 +15,7 @@ use velo_fabric::{Completion, Fabric as _, PathId};
 use velo_object::NodeId;
 
 use super::region::Region;
+use super::sockets::Side;
 
 /// The path between the two.
 pub(super) const PATH: PathId = 1;
@@ -21,14 +23,20 @@ pub(super) const PATH: PathId = 1;
 /// Sealed, as by default.
 pub(super) const SEALED: Protection = Protection::Sealed(Cipher::Aes128Gcm);
 
-/// The serving side and the reading side over sockets on loopback, with datagrams of at most `datagram_bytes`.
+/// A socket at this side.
+pub(super) fn udp(side: Side<'_>) -> Result<Udp, UdpError> {
+    side.run(|| Udp::bind(SocketAddr::new(side.ip, 0), &UdpOptions::default()))
+}
+
+/// The serving side at `a` and the reading side at `b` over sockets, with datagrams of at most `datagram_bytes`.
 pub(super) fn udp_pair(
     region: &Arc<Region>,
+    a: Side<'_>,
+    b: Side<'_>,
     protection: Protection,
     datagram_bytes: usize,
 ) -> anyhow::Result<(Packet<Udp>, Packet<Udp>)> {
-    let port = || Udp::bind("127.0.0.1:0".parse().expect("an address"), &UdpOptions::default());
-    pair(port()?, port()?, region, protection, datagram_bytes)
+    pair(udp(a)?, udp(b)?, region, protection, datagram_bytes)
 }
 
 /// Both sides over these ports, with a path between them that has been proven.
@@ -62,7 +70,7 @@ pub(super) fn pair<P: Port>(
 /// One end of [`PATH`].
 pub(super) fn path(
     role: Role,
-    remote: std::net::SocketAddr,
+    remote: SocketAddr,
     protection: Protection,
     datagram_max_bytes: usize,
 ) -> NewPath {

@@ -1,4 +1,4 @@
-//! The fabric that packets are held against: `tcp`, plain, one stream on loopback.
+//! The fabric that packets are held against: `tcp`, plain, one stream.
 
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
@@ -7,11 +7,13 @@ use velo_fabric::tcp::{Tcp, TcpOptions, TcpPath};
 use velo_object::NodeId;
 
 use super::region::Region;
+use super::sockets::Side;
 
-/// The serving side, the reading side, and the path between them (1 on both).
-pub(super) fn pair(region: &Arc<Region>) -> anyhow::Result<(Tcp, Tcp)> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let dialled = TcpStream::connect(listener.local_addr()?)?;
+/// The serving side at `a`, the reading side at `b`, and the path between them (1 on both).
+pub(super) fn pair(region: &Arc<Region>, a: Side<'_>, b: Side<'_>) -> anyhow::Result<(Tcp, Tcp)> {
+    let listener = b.run(|| TcpListener::bind((b.ip, 0)))?;
+    let address = listener.local_addr()?;
+    let dialled = a.run(|| TcpStream::connect(address))?;
     let accepted = listener.accept()?.0;
     let fabric = |stream: TcpStream, peer: u8| {
         stream.set_nonblocking(true)?;
