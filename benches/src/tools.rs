@@ -209,7 +209,17 @@ pub fn iperf3(
         .stderr(Stdio::null())
         .spawn()?;
     let mut command = program(from.1);
-    command.args(["-c", &to_address, "-B", &from.0.to_string(), "-J", "-p", &port, "-t", &seconds.to_string()]);
+    command.args([
+        "-c",
+        &to_address,
+        "-B",
+        &from.0.to_string(),
+        "-J",
+        "-p",
+        &port,
+        "-t",
+        &seconds.to_string(),
+    ]);
     if let Some(bytes) = write_bytes {
         command.args(["-l", bytes]);
     }

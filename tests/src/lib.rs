@@ -16,6 +16,8 @@ pub mod content;
 pub mod local;
 #[path = "../../dataplane/fabric/tests/support/namespaces.rs"]
 pub mod namespaces;
+#[path = "../../dataplane/fabric/tests/support/stranger.rs"]
+pub mod stranger;
 
 /// How long anything that should happen may take. Generous: it only decides how soon a failure is told.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,6 +1,7 @@
 //! The area `fabrics`: the packet fabric over each of its ports, region to region (no hashing, no store), beside iperf3 and the port's
 //! bare loop; the simulator's curves; and what rings and pools cost.
 
+mod flood;
 pub mod memif;
 mod packets;
 mod port_loop;
@@ -18,6 +19,7 @@ pub fn measure(report: &mut Report, quick: bool) -> anyhow::Result<()> {
     let rounds = if quick { 3 } else { 7 };
     threads::measure(report, rounds, quick)?;
     sockets::rows(report, rounds, quick)?;
+    flood::row(report, rounds, quick)?;
     xdp::rows(report, rounds, quick)?;
     memif::rows(report, rounds, quick)?;
     simulated::measure(report, quick)?;

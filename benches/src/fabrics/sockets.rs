@@ -25,6 +25,11 @@ pub(super) struct Side<'a> {
 }
 
 impl<'a> Side<'a> {
+    /// On loopback.
+    pub(super) fn here() -> Self {
+        Self { ip: [127, 0, 0, 1].into(), end: None }
+    }
+
     /// Runs `work` where sockets must be made.
     pub(super) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         match self.end {
@@ -81,8 +86,7 @@ const ON_ETHERNET: [Contender; 3] = [
 
 /// Both places.
 pub(super) fn rows(report: &mut Report, rounds: usize, quick: bool) -> anyhow::Result<()> {
-    let here = Side { ip: [127, 0, 0, 1].into(), end: None };
-    place(report, "loopback", &ON_LOOPBACK, [here, here], rounds, quick)?;
+    place(report, "loopback", &ON_LOOPBACK, [Side::here(); 2], rounds, quick)?;
     match Link::new(1_500) {
         Ok(link) => {
             let sides = [&link.a, &link.b].map(|end| Side { ip: end.v4.into(), end: Some(end) });
