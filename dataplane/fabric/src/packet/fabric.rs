@@ -23,6 +23,11 @@ const BURSTS_PER_ROUND: usize = 4;
 /// Rounds that may leave something at the port before deadlines are looked at all the same.
 const ROUNDS_UNDRAINED: u32 = 16;
 
+/// After a datagram that came from no peer the port wakes nobody for so long: a flood must not cost a wake-up for each packet.
+const STRANGER_QUIET: Duration = Duration::from_micros(400);
+/// How long the thread then sleeps at most.
+const STRANGER_SLEEP: Duration = Duration::from_micros(100);
+
 /// Why a path was not added to a [`Packet`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -47,6 +52,10 @@ pub struct Packet<P> {
     failed: Option<io::Error>,
     /// Rounds since all that had arrived was taken.
     undrained: u32,
+    /// When a datagram last came from no peer.
+    stranger: Option<Instant>,
+    /// Whether the port may wake the thread.
+    listens: bool,
     /// Its paths, to be closed where the port fails.
     paths: Vec<PathId>,
     deadline: Option<Instant>,
@@ -85,6 +94,8 @@ impl<P: Port> Packet<P> {
             epoll,
             failed: None,
             undrained: 0,
+            stranger: None,
+            listens: true,
             paths: Vec::new(),
             deadline: None,
         })
@@ -138,6 +149,7 @@ impl<P: Port> Packet<P> {
     /// a stranger's are not worth staying awake for.
     fn receive(&mut self) -> io::Result<usize> {
         let before = self.endpoint.counters().datagrams_in;
+        let mut all = 0;
         self.undrained += 1;
         for _ in 0..BURSTS_PER_ROUND {
             let (endpoint, clock) = (&mut self.endpoint, &mut self.clock);
@@ -147,12 +159,17 @@ impl<P: Port> Packet<P> {
                 let now = *now.get_or_insert_with(|| clock.read());
                 endpoint.handle_datagram(now, arrival);
             })?;
+            all += count;
             if count == 0 {
                 self.undrained = 0;
                 break;
             }
         }
-        Ok((self.endpoint.counters().datagrams_in - before) as usize)
+        let of_peers = (self.endpoint.counters().datagrams_in - before) as usize;
+        if of_peers < all {
+            self.stranger = Some(self.clock.told);
+        }
+        Ok(of_peers)
     }
 
     /// Sends bursts until there is nothing more, no room, or the round's share is done.
@@ -245,14 +262,28 @@ impl<P: Port> Packet<P> {
     }
 
     /// Whether the thread may sleep now.
-    fn arm(&mut self) -> bool {
-        match self.port.arm() {
+    fn arm(&mut self, now: Instant) -> bool {
+        match self.port.arm().and_then(|armed| self.listen(now).map(|()| armed)) {
             Ok(armed) => armed && self.supply.arm(),
             Err(error) => {
                 self.fail(error);
                 false
             }
         }
+    }
+
+    /// Lets the port wake the thread, or not while strangers send.
+    fn listen(&mut self, now: Instant) -> io::Result<()> {
+        self.stranger = self.stranger.filter(|&at| now < at + STRANGER_QUIET);
+        let listens = self.stranger.is_none();
+        if listens != self.listens
+            && let (Some(epoll), Some(port)) = (&self.epoll, self.port.descriptor())
+        {
+            let events = if listens { epoll::EventFlags::IN } else { epoll::EventFlags::empty() };
+            epoll::modify(epoll, port, epoll::EventData::new_u64(0), events)?;
+            self.listens = listens;
+        }
+        Ok(())
     }
 }
 
@@ -279,10 +310,12 @@ impl<P: Port> Fabric for Packet<P> {
                 break;
             }
         }
-        if done == 0 && self.epoll.is_some() && self.failed.is_none() && !self.arm() {
+        if done == 0 && self.epoll.is_some() && self.failed.is_none() && !self.arm(now) {
             done = 1;
         }
-        self.deadline = self.endpoint.poll_timeout().map(|at| self.clock.instant(at));
+        let deadline = self.endpoint.poll_timeout().map(|at| self.clock.instant(at));
+        let wakes = (!self.listens).then(|| now + STRANGER_SLEEP);
+        self.deadline = deadline.into_iter().chain(wakes).min();
         done
     }
 
