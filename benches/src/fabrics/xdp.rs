@@ -12,7 +12,7 @@ use velo_fabric::packet::protocol::seal::Protection;
 use velo_tests::namespaces::{DEVICE, End, Link};
 
 use super::region::{Region, Target};
-use super::{median, packets, port_loop, region};
+use super::{median, median_ratio, packets, port_loop, region};
 use crate::report::{Bars, Report};
 
 fn open(end: &End) -> anyhow::Result<Ether<Xdp>> {
@@ -64,14 +64,16 @@ pub(super) fn rows(report: &mut Report, rounds: usize, quick: bool) -> anyhow::R
                 rates.push(bytes as f64 * 8e-9 / taken);
             }
         }
-        let (bare, trusted, sealed) = (median(bare), median(trusted), median(sealed));
         let lost = median(lost);
-        let against =
-            format!("the bare loop, cold data copied in and out, {bare:.1} Gbit/s, {lost:.1} % lost");
-        for (what, rate) in [("trusted", trusted), ("sealed", sealed)] {
+        let against = format!(
+            "the bare loop, cold data copied in and out, {:.1} Gbit/s, {lost:.1} % lost",
+            median(bare.clone())
+        );
+        for (what, rates) in [("trusted", trusted), ("sealed", sealed)] {
             let name = format!("xdp over veth, MTU {mtu}, {what}");
             let none = Bars { floor: None, goal: None };
-            report.ratio(&name, (rate, "Gbit/s"), against.clone(), rate / bare, none);
+            let ratio = median_ratio(&rates, &bare);
+            report.ratio(&name, (median(rates), "Gbit/s"), against.clone(), ratio, none);
         }
     }
     Ok(())

@@ -77,7 +77,16 @@ impl DpdkPort {
             interface: None,
         };
         let departing = Batch { frames: [Frame::NONE; BURST], len: 0 };
-        Self { table, queue, departing, waiting: 0, expected: BURST, counters: PortCounters::default(), caps, device }
+        Self {
+            table,
+            queue,
+            departing,
+            waiting: 0,
+            expected: BURST,
+            counters: PortCounters::default(),
+            caps,
+            device,
+        }
     }
 
     /// The device that it is a queue of.

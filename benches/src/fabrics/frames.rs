@@ -1,7 +1,5 @@
-//! What the packet fabric costs per packet on this machine, without any protocol or port: frames made, frames opened, and a datagram
-//! through the simulated network.
-//!
-//! `cargo run --release -p velo-fabric --example packets`
+//! What frames cost on this machine, in the second cache and without any port: made and opened; and a datagram through the simulated
+//! network.
 
 use std::hint::black_box;
 use std::net::SocketAddr;
@@ -14,26 +12,38 @@ use velo_fabric::packet::protocol::Timestamp;
 use velo_fabric::packet::protocol::frame::{Credit, Data, Message};
 use velo_fabric::packet::protocol::seal::{Cipher, Frame, PathKeys, PathName, PathSecret, Protection, Role};
 
+use crate::report::Report;
+
 /// Frames at a time: they stay in the second cache.
 const BATCH: usize = 64;
 
-fn main() {
+/// Each kind of protection, data of each size, and a credit.
+pub(super) fn rows(report: &mut Report) {
     let protections = [
         ("trusted", Protection::Trusted),
-        ("aes-128-gcm", Protection::Sealed(Cipher::Aes128Gcm)),
-        ("chacha20-poly1305", Protection::Sealed(Cipher::ChaCha20Poly1305)),
+        ("AES-128-GCM", Protection::Sealed(Cipher::Aes128Gcm)),
+        ("ChaCha20-Poly1305", Protection::Sealed(Cipher::ChaCha20Poly1305)),
     ];
-    println!(
-        "{:<18} {:>9} {:>14} {:>14} {:>10}",
-        "protection", "datagram", "make ns", "open ns", "GB/s each"
-    );
     for (name, protection) in protections {
         for datagram in [1_472, 8_972, 65_487] {
-            data(name, protection, datagram);
+            let row = |what| format!("a data frame of {datagram}, {name}, {what}");
+            if report.wants(&row("made")) || report.wants(&row("opened")) {
+                let (make, open) = data(protection, datagram);
+                report.stated(&row("made"), make, "ns");
+                report.stated(&row("opened"), open, "ns");
+            }
         }
-        control(name, protection);
+        let row = |what| format!("a frame with a credit, {name}, {what}");
+        if report.wants(&row("made")) || report.wants(&row("opened")) {
+            let (make, open) = control(protection);
+            report.stated(&row("made"), make, "ns");
+            report.stated(&row("opened"), open, "ns");
+        }
     }
-    network();
+    const NETWORK: &str = "a datagram through the simulated network";
+    if report.wants(NETWORK) {
+        report.stated(NETWORK, network(), "ns");
+    }
 }
 
 fn pair(protection: Protection) -> (PathKeys, PathKeys) {
@@ -42,7 +52,8 @@ fn pair(protection: Protection) -> (PathKeys, PathKeys) {
     (keys(Role::Dialler), keys(Role::Accepter))
 }
 
-fn data(name: &str, protection: Protection, datagram: usize) {
+/// Nanoseconds for making one and for opening one.
+fn data(protection: Protection, datagram: usize) -> (f64, f64) {
     let (mut from, mut to) = pair(protection);
     let payload = vec![7u8; datagram - DATA_OVERHEAD_BYTES];
     let mut frames = vec![vec![0u8; datagram]; BATCH];
@@ -64,18 +75,11 @@ fn data(name: &str, protection: Protection, datagram: usize) {
         }
         open = open.min(start.elapsed().as_nanos());
     }
-    let each = |ns: u128| ns as f64 / BATCH as f64;
-    let rate = |ns: u128| payload.len() as f64 / each(ns);
-    println!(
-        "{name:<18} {datagram:>9} {:>14.0} {:>14.0} {:>5.1}/{:.1}",
-        each(make),
-        each(open),
-        rate(make),
-        rate(open)
-    );
+    (make as f64 / BATCH as f64, open as f64 / BATCH as f64)
 }
 
-fn control(name: &str, protection: Protection) {
+/// The same.
+fn control(protection: Protection) -> (f64, f64) {
     let (mut from, mut to) = pair(protection);
     let mut frames = vec![vec![0u8; 200]; BATCH];
     let credit = Message::Credit(Credit { slot: 1, read: 2, number: 3, stamp: 4, first: 5, mask: 6 });
@@ -96,12 +100,11 @@ fn control(name: &str, protection: Protection) {
         }
         open = open.min(start.elapsed().as_nanos());
     }
-    let each = |ns: u128| ns as f64 / BATCH as f64;
-    println!("{name:<18} {:>9} {:>14.0} {:>14.0}", "credit", each(make), each(open));
+    (make as f64 / BATCH as f64, open as f64 / BATCH as f64)
 }
 
-/// Thousands of datagrams under way, none written and none read.
-fn network() {
+/// Nanoseconds for each of thousands of datagrams under way, none written and none read.
+fn network() -> f64 {
     const COUNT: u64 = 1_000_000;
     let address = |host| SocketAddr::from(([10, 0, 0, host], 1));
     let mut network = Network::new(1, 1_472);
@@ -111,20 +114,13 @@ fn network() {
     let from = network.add_host(address(1), links[0], links[1]);
     network.add_host(address(2), links[0], links[1]);
     let start = Instant::now();
-    let mut arrived = 0u64;
     for _ in 0..COUNT {
         let now = network.room_at(from).max(network.now());
-        while network.poll(now).is_some() {
-            arrived += 1;
-        }
+        while network.poll(now).is_some() {}
         network.send(now, from, |_| {
             Some(Departure { to: address(2), len: 1_472, ecn: Ecn::NotCapable, probe: false })
         });
     }
-    let most = network.in_flight();
-    while network.poll(Timestamp(u64::MAX)).is_some() {
-        arrived += 1;
-    }
-    let each = start.elapsed().as_nanos() as f64 / COUNT as f64;
-    println!("simulated network: {each:.0} ns a datagram; {arrived} of {COUNT} arrived, {most} under way");
+    while network.poll(Timestamp(u64::MAX)).is_some() {}
+    start.elapsed().as_nanos() as f64 / COUNT as f64
 }

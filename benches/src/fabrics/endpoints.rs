@@ -1,18 +1,19 @@
 //! What the protocol itself costs: two endpoints back to back in memory, on one core, with no port between them, beside the copies and
 //! checksums that it cannot do without.
-//!
-//! `cargo run --release -p velo-fabric --example protocol [SECONDS]`
 
 use std::time::Instant;
 
 use velo_fabric::packet::port::{Arrival, Ecn};
-use velo_fabric::packet::protocol::seal::{Cipher, PathKeys, PathName, PathSecret, Protection, Role};
+use velo_fabric::packet::protocol::seal::{PathKeys, PathName, PathSecret, Protection, Role};
 use velo_fabric::packet::protocol::{
     Answer, Endpoint, EndpointOptions, Event, Loaded, LoadedBytes, NewPath, Timestamp,
 };
 use velo_fabric::pool::{BUFFER_BYTES, Pool};
 use velo_fabric::{Completion, Read, What};
 use velo_object::{BlobId, NodeId};
+
+use super::{median, median_ratio, packets};
+use crate::report::{Bars, Report};
 
 const BURST: usize = 32;
 const READS: usize = 32;
@@ -147,40 +148,48 @@ fn copies(segment: usize, seconds: f64) -> f64 {
     bytes as f64 / begun.elapsed().as_secs_f64()
 }
 
-fn main() {
-    let seconds: f64 = std::env::args().nth(1).and_then(|arg| arg.parse().ok()).unwrap_or(1.0);
+/// Bytes per second from one endpoint to the other.
+fn rate(datagram: usize, lossless: bool, protection: Protection, seconds: f64) -> f64 {
+    let mut pair = Pair::new(datagram, lossless, protection);
+    while pair.bytes < 64 << 20 {
+        pair.turn();
+    }
+    let (bytes, begun) = (pair.bytes, Instant::now());
+    while begun.elapsed().as_secs_f64() < seconds {
+        for _ in 0..64 {
+            pair.turn();
+        }
+    }
+    (pair.bytes - bytes) as f64 / begun.elapsed().as_secs_f64()
+}
+
+/// For each size of datagrams, over ports that lose nothing and others.
+pub(super) fn rows(report: &mut Report, rounds: usize, quick: bool) {
+    const KINDS: [(&str, bool, Protection); 3] = [
+        ("lossless, trusted", true, Protection::Trusted),
+        ("trusted", false, Protection::Trusted),
+        ("sealed", false, packets::SEALED),
+    ];
+    let seconds = if quick { 0.2 } else { 1.0 };
     for datagram in [1_472, 8_972, 65_487] {
+        let name = |kind: &str| format!("two endpoints on one core, datagrams of {datagram}, {kind}");
+        if !KINDS.iter().any(|(kind, ..)| report.wants(&name(kind))) {
+            continue;
+        }
         let segment = (datagram - 56) & !63;
-        let bound = copies(segment, seconds);
-        for (name, lossless, protection) in [
-            ("lossless, trusted", true, Protection::Trusted),
-            ("steered, trusted", false, Protection::Trusted),
-            ("lossless, sealed", true, Protection::Sealed(Cipher::Aes128Gcm)),
-        ] {
-            let mut pair = Pair::new(datagram, lossless, protection);
-            while pair.bytes < 64 << 20 {
-                pair.turn();
+        let mut bound = Vec::new();
+        let mut rates: [Vec<f64>; KINDS.len()] = Default::default();
+        for _ in 0..rounds {
+            bound.push(copies(segment, seconds) * 8e-9);
+            for ((_, lossless, protection), rates) in KINDS.into_iter().zip(&mut rates) {
+                rates.push(rate(datagram, lossless, protection, seconds) * 8e-9);
             }
-            let (bytes, packets, begun) = (pair.bytes, pair.packets, Instant::now());
-            while begun.elapsed().as_secs_f64() < seconds {
-                for _ in 0..64 {
-                    pair.turn();
-                }
-            }
-            let elapsed = begun.elapsed().as_secs_f64();
-            let rate = (pair.bytes - bytes) as f64 / elapsed;
-            let packets = (pair.packets - packets) as f64 / elapsed;
-            let counters = pair.endpoints[0].counters();
-            println!(
-                "{datagram:>6} {name:>18}: {:>6.1} Gbit/s, {:.2} of {:.1} for the copies alone; {:>4.2} M packets/s, {:>4.0} ns each for both ends; control {:.3} of packets, lost {}",
-                rate * 8e-9,
-                rate / bound,
-                bound * 8e-9,
-                packets * 1e-6,
-                1e9 / packets,
-                counters.datagrams_out as f64 / counters.datagrams_in.max(1) as f64,
-                counters.segments_lost,
-            );
+        }
+        for ((kind, ..), rates) in KINDS.into_iter().zip(rates) {
+            let against = format!("its copies and checksums alone, {:.1} Gbit/s", median(bound.clone()));
+            let ratio = median_ratio(&rates, &bound);
+            let none = Bars { floor: None, goal: None };
+            report.ratio(&name(kind), (median(rates), "Gbit/s"), against, ratio, none);
         }
     }
 }
