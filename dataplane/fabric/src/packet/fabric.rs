@@ -223,7 +223,7 @@ impl<P: Port> Packet<P> {
 
     /// Looks at the deadlines. What is late only because this thread was, and waits at the port, is taken in first.
     fn expire(&mut self) {
-        if self.undrained % ROUNDS_UNDRAINED != 0 {
+        if !self.undrained.is_multiple_of(ROUNDS_UNDRAINED) {
             return;
         }
         let now = self.clock.read();
