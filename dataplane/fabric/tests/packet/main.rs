@@ -320,6 +320,37 @@ fn a_worker_may_sleep_on_the_descriptor() {
 }
 
 #[test]
+fn strangers_do_not_wake_a_worker_again_and_again() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let Pair { mut a, mut a_done, .. } = Pair::new(AES);
+    let stranger = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let local = a.local();
+    let wakes = |a: &Packet<Udp>, ms: i64| {
+        let mut fds = [PollFd::from_borrowed_fd(a.descriptor().unwrap(), PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: ms * 1_000_000 })).unwrap() > 0
+    };
+    let began = Instant::now();
+    // The clock of the worker is ours.
+    let at = |ms| began + Duration::from_millis(ms);
+    assert_eq!((a.poll(at(0), &mut a_done), a.next_deadline()), (0, None));
+    stranger.send_to(b"noise", local).unwrap();
+    assert!(wakes(&a, 900), "the first packet wakes it: it could be a peer's");
+    assert_eq!(a.poll(at(1), &mut a_done), 0);
+    assert_eq!(a.port_counters().rx_datagrams, 1);
+    let wake = a.next_deadline().expect("it looks again by itself");
+    assert!(wake > at(1) && wake < at(2), "soon");
+    stranger.send_to(b"more noise", local).unwrap();
+    assert!(!wakes(&a, 20), "the next ones do not");
+    assert_eq!(a.poll(at(2), &mut a_done), 0);
+    assert_eq!(a.port_counters().rx_datagrams, 2);
+    assert!(a.next_deadline().is_some());
+    // It is quiet again.
+    assert_eq!((a.poll(at(3), &mut a_done), a.next_deadline()), (0, None));
+    stranger.send_to(b"noise", local).unwrap();
+    assert!(wakes(&a, 900));
+}
+
+#[test]
 fn content_that_cannot_be_read_is_refused_and_the_path_goes_on() {
     for protection in [Protection::Trusted, AES] {
         let mut pair = Pair::new(protection);
