@@ -104,6 +104,8 @@ pub struct Node {
     pub dir: PathBuf,
     up: Option<Child>,
     wrapper: Vec<String>,
+    /// Enters the node's network namespace.
+    enter: Vec<String>,
 }
 
 impl Node {
@@ -120,7 +122,7 @@ impl Node {
              [gossip]\nlisten = \"127.0.0.1:0\"\n[http]\nlisten = \"127.0.0.1:0\"\n{extra}"
         );
         fs::write(dir.join("velo.toml"), config).expect("its configuration");
-        Self { dir: dir.to_owned(), up: None, wrapper: Vec::new() }
+        Self { dir: dir.to_owned(), up: None, wrapper: Vec::new(), enter: Vec::new() }
     }
 
     /// Runs `velo up` under another program (`strace …`), given as its words.
@@ -128,18 +130,28 @@ impl Node {
         self.wrapper = words.iter().map(|&word| word.to_owned()).collect();
     }
 
+    /// Moves the node, which has not been started, to the network namespace of `end`, with these addresses of it.
+    pub fn move_to(&mut self, end: &namespaces::End, settings: &Settings) {
+        let Settings { trusted, fabric, extra, .. } = settings;
+        let (fabric, ip) = (fabric.unwrap_or("udp"), end.v4);
+        let config = format!(
+            "[net]\nlisten = [\"{ip}:7440\"]\ntrusted = {trusted}\nfabrics = [\"{fabric}\"]\n\
+             [fabric.udp]\nlisten = \"{ip}:7442\"\n[gossip]\nlisten = \"{ip}:7440\"\n\
+             [http]\nlisten = \"127.0.0.1:0\"\n{extra}"
+        );
+        fs::write(self.dir.join("velo.toml"), config).expect("its configuration");
+        self.enter = ["ip", "netns", "exec", end.name()].map(str::to_owned).into();
+    }
+
     /// A `velo` command on this node.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut words = self.wrapper.clone();
-        words.push(velo_executable().to_str().expect("a path in UTF-8").to_owned());
-        let mut command = Command::new(if arguments.first() == Some(&"up") {
-            &words[0]
-        } else {
-            words.last().expect("velo")
-        });
+        let mut words = self.enter.clone();
         if arguments.first() == Some(&"up") {
-            command.args(&words[1..]);
+            words.extend_from_slice(&self.wrapper);
         }
+        words.push(velo_executable().to_str().expect("a path in UTF-8").to_owned());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         command.arg("--config").arg(self.dir.join("velo.toml")).arg("--data-dir").arg(self.dir.join("data"));
         command.args(arguments).stdin(Stdio::null());
         command
@@ -353,11 +365,31 @@ impl Cluster {
         cluster
     }
 
+    /// Two nodes, at the two ends of a link.
+    pub fn at_ends(link: &namespaces::Link, settings: &Settings) -> Self {
+        let scratch = tempfile::Builder::new().prefix("velo-test-").tempdir();
+        let mut cluster = Self { nodes: Vec::new(), scratch: scratch.expect("a temporary directory") };
+        let mut first = Node::new(&cluster.scratch.path().join("node0"), settings);
+        first.move_to(&link.a, settings);
+        first.ok(&["cluster", "init"]);
+        first.up(&[]);
+        cluster.nodes.push(first);
+        let mut second = Node::new(&cluster.scratch.path().join("node1"), settings);
+        second.move_to(&link.b, settings);
+        cluster.join_as(second);
+        cluster.wait_for_members();
+        cluster
+    }
+
     /// Adds a node by a fresh token.
     pub fn join(&mut self, settings: &Settings) -> &mut Node {
+        let node = Node::new(&self.scratch.path().join(format!("node{}", self.nodes.len())), settings);
+        self.join_as(node)
+    }
+
+    fn join_as(&mut self, mut node: Node) -> &mut Node {
         let token = self.nodes[0].json(&["cluster", "token"])["token"].as_str().expect("a token").to_owned();
         let address = self.nodes[0].listen().expect("the first node listens").to_string();
-        let mut node = Node::new(&self.scratch.path().join(format!("node{}", self.nodes.len())), settings);
         node.up(&["--join", &address, "--token", &token]);
         self.nodes.push(node);
         self.nodes.last_mut().expect("just added")
