@@ -1,8 +1,8 @@
 //! A fabric as a worker drives it: [`Carrier`], for TCP streams and for every port of the packet fabric.
 
-use velo_fabric::packet::Packet;
 use velo_fabric::packet::port::Port;
 use velo_fabric::packet::protocol::NewPath;
+use velo_fabric::packet::{Packet, PacketPathError};
 use velo_fabric::tcp::{Tcp, TcpPath};
 use velo_fabric::{Fabric, FabricCounters, PathError, PathId};
 use velo_object::NodeId;
@@ -77,7 +77,10 @@ impl Carrier for Tcp {
 impl<P: Port> Carrier for Packet<P> {
     fn take(&mut self, path: AnyPath) -> Result<(), PathError> {
         match path {
-            AnyPath::Packet(path) => self.add_path(*path).map_err(refused),
+            AnyPath::Packet(path) => self.add_path(*path).map_err(|error| match error {
+                PacketPathError::PortFailed(_) => PathError::Port(std::io::Error::other(error)),
+                error => refused(error),
+            }),
             AnyPath::Tcp(_) => Err(other_kind()),
         }
     }

@@ -36,7 +36,7 @@ impl Serve for StoreServe {
             velo_store::ServedContent::File { file, offset_bytes } => {
                 ServedContent::File { file, offset_bytes }
             }
-            velo_store::ServedContent::Bytes(bytes) => ServedContent::Bytes(bytes),
+            velo_store::ServedContent::Bytes(bytes) => ServedContent::Bytes(bytes::Bytes::from_owner(bytes)),
         };
         Ok(Served { content, len: served.len_bytes as u32, lease: Box::new(served.lease) })
     }

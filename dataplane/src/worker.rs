@@ -26,8 +26,9 @@ const PUBLISH_TURNS: u32 = 64;
 const HEALTH: Duration = Duration::from_millis(500);
 /// The longest sleep, so that counters are published and a stop is seen.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
-/// How long an idle worker spins before it sleeps, where it has a core to itself.
-const SPIN: Duration = Duration::from_micros(30);
+/// How long an idle worker spins before it sleeps, where it has a core to itself. Whoever sends to a sleeping one pays for waking it: in a
+/// virtual machine some microseconds each time.
+const SPIN: Duration = Duration::from_micros(200);
 
 /// What the engine tells a worker.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
 use velo_fabric::packet::port::{Arrival, Ecn};
 use velo_fabric::packet::protocol::seal::{PathKeys, PathName, PathSecret, Protection, Role};
 use velo_fabric::packet::protocol::{
@@ -22,7 +23,7 @@ struct Pair {
     endpoints: [Endpoint; 2],
     frames: Vec<Vec<u8>>,
     pool: Pool,
-    sources: Vec<std::sync::Arc<[u8]>>,
+    sources: Vec<Bytes>,
     begun: Instant,
     bytes: u64,
     packets: u64,

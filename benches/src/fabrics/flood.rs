@@ -30,7 +30,6 @@ pub(super) fn row(report: &mut Report, rounds: usize, quick: bool) -> anyhow::Re
     let (mut server, mut reader) =
         packets::pair(port()?, port()?, &region, Protection::Trusted, DATAGRAM_BYTES)?;
     let live = reader.local();
-    let closed = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
     let stop = AtomicBool::new(false);
     let (mut at_closed, mut at_live, mut ratios, mut sent) = (Vec::new(), Vec::new(), Vec::new(), 0);
     thread::scope(|scope| {
@@ -40,6 +39,7 @@ pub(super) fn row(report: &mut Report, rounds: usize, quick: bool) -> anyhow::Re
                 region::read_all(&mut reader, &[packets::PATH], 64 << 20, &mut target)?;
             }
             let mut stranger = Stranger::new(&heard);
+            let closed = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
             let mut under = |to| -> anyhow::Result<f64> {
                 let over = AtomicBool::new(false);
                 thread::scope(|scope| {

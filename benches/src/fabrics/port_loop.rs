@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use velo_fabric::packet::port::{Departure, Ecn, Port};
 
-/// Larger than the caches.
-const REGION_BYTES: usize = 256 << 20;
+use super::region::Cold;
+
 /// How long neighbours may take to find each other.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -32,13 +32,13 @@ pub fn between<P: Port>(
     receiver: &mut P,
     datagram_bytes: usize,
     time: Duration,
-) -> io::Result<Rate> {
+) -> anyhow::Result<Rate> {
     let to = receiver.local();
     let began = Instant::now();
     let mut heard = 0;
     while heard == 0 {
         if began.elapsed() > PATIENCE {
-            return Err(io::ErrorKind::TimedOut.into());
+            anyhow::bail!("nothing arrived in {PATIENCE:?}");
         }
         let mut once = Some(());
         sender.tx_burst(&mut |_| once.take().map(|()| departure(to, 1)))?;
@@ -47,10 +47,10 @@ pub fn between<P: Port>(
     }
     let stop = AtomicBool::new(false);
     // Touched before the clock starts.
-    let (from, mut into) = (vec![0x5a; REGION_BYTES], vec![1; REGION_BYTES]);
+    let (mut from, mut into) = (Cold::new()?, Cold::new()?);
     thread::scope(|scope| {
         let receiving = scope.spawn(|| receive(receiver, &mut into, &stop));
-        let sent = send(sender, to, &from, datagram_bytes, time);
+        let sent = send(sender, to, &mut from, datagram_bytes, time);
         thread::sleep(Duration::from_millis(20));
         stop.store(true, Ordering::Relaxed);
         let (sent, received) = (sent?, receiving.join().expect("it does not panic")?);
@@ -66,28 +66,29 @@ fn departure(to: SocketAddr, len: usize) -> Departure {
     Departure { to, len, ecn: Ecn::NotCapable, probe: false }
 }
 
-fn send(port: &mut impl Port, to: SocketAddr, region: &[u8], len: usize, time: Duration) -> io::Result<u64> {
-    let (mut at, mut sent) = (0, 0);
+fn send(
+    port: &mut impl Port,
+    to: SocketAddr,
+    region: &mut Cold,
+    len: usize,
+    time: Duration,
+) -> io::Result<u64> {
+    let mut sent = 0;
     let began = Instant::now();
     while began.elapsed() < time {
         sent += port.tx_burst(&mut |space| {
-            at = if at + len > REGION_BYTES { 0 } else { at };
-            space[..len].copy_from_slice(&region[at..at + len]);
-            at += len;
+            space[..len].copy_from_slice(region.next(len));
             Some(departure(to, len))
         })? as u64;
     }
     Ok(sent)
 }
 
-fn receive(port: &mut impl Port, region: &mut [u8], stop: &AtomicBool) -> io::Result<u64> {
-    let (mut at, mut received) = (0, 0);
+fn receive(port: &mut impl Port, region: &mut Cold, stop: &AtomicBool) -> io::Result<u64> {
+    let mut received = 0;
     while !stop.load(Ordering::Relaxed) {
         received += port.rx_burst(&mut |arrival| {
-            let len = arrival.datagram.len();
-            at = if at + len > REGION_BYTES { 0 } else { at };
-            region[at..at + len].copy_from_slice(arrival.datagram);
-            at += len;
+            region.next(arrival.datagram.len()).copy_from_slice(arrival.datagram);
         })? as u64;
     }
     Ok(received)

@@ -3,11 +3,11 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
+use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use velo_fabric::pool::{BUFFER_BYTES, Buffer, Pool, PoolOptions};
 use velo_fabric::{Completion, Fabric, PathId, Read, Refusal, Serve, Served, ServedContent, What};
@@ -18,7 +18,7 @@ const PIECES: usize = 256;
 /// Reads outstanding on a path.
 const WINDOW: usize = 16;
 /// How long a side spins before it sleeps, and the longest sleep.
-const SPIN: Duration = Duration::from_micros(30);
+const SPIN: Duration = Duration::from_micros(200);
 const SLEEP_MAX: Duration = Duration::from_millis(50);
 /// Nothing arrives for so long: the measurement has failed.
 const STALL: Duration = Duration::from_secs(10);
@@ -26,18 +26,52 @@ const STALL: Duration = Duration::from_secs(10);
 /// The blob that a region stands for.
 pub(super) const REGION: BlobId = BlobId::from_bytes([0x5e; 32]);
 
+/// So many pieces, in huge pages where the host has them, all of them touched. The bare loops of ports take the same.
+pub(super) fn memory(pieces: usize) -> PoolOptions {
+    PoolOptions { bytes: (pieces * BUFFER_BYTES) as u64, huge_pages: true, populate: true }
+}
+
+/// Memory that is walked over, so that what it gives is cold.
+pub(super) struct Cold {
+    pieces: Vec<Buffer>,
+    piece: usize,
+    at: usize,
+}
+
+impl Cold {
+    pub(super) fn new() -> anyhow::Result<Self> {
+        let pool = Pool::with(memory(PIECES))?;
+        let mut pieces: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
+        for (number, piece) in pieces.iter_mut().enumerate() {
+            piece.as_mut().fill(number as u8);
+        }
+        Ok(Self { pieces, piece: 0, at: 0 })
+    }
+
+    /// The next `len` bytes, which no piece may be shorter than.
+    pub(super) fn next(&mut self, len: usize) -> &mut [u8] {
+        if self.at + len > BUFFER_BYTES {
+            (self.piece, self.at) = ((self.piece + 1) % self.pieces.len(), 0);
+        }
+        let at = self.at;
+        self.at += len.next_multiple_of(64);
+        &mut self.pieces[self.piece].as_mut()[at..at + len]
+    }
+}
+
 /// The side that serves: [`PIECES`] pieces of 1 MiB that differ, again and again.
-pub(super) struct Region(Vec<Arc<[u8]>>);
+pub(super) struct Region(Vec<Bytes>);
 
 impl Region {
-    /// Fills it.
+    /// Fills it: buffers of a pool, as what velod sends comes from.
     pub(super) fn new() -> Self {
+        let pool = Pool::with(memory(PIECES)).expect("memory");
         let piece = |number: usize| {
-            let mut bytes = vec![0u8; BUFFER_BYTES];
-            for (at, word) in bytes.chunks_exact_mut(8).enumerate() {
+            let mut buffer = pool.take().expect("one for each piece");
+            for (at, word) in buffer.as_mut().chunks_exact_mut(8).enumerate() {
                 word.copy_from_slice(&word_at(number, at).to_le_bytes());
             }
-            bytes.into()
+            Bytes::from_owner(buffer)
         };
         Self((0..PIECES).map(piece).collect())
     }
@@ -70,8 +104,7 @@ pub(super) struct Target {
 impl Target {
     /// As much memory as a region has, and what is in flight.
     pub(super) fn new() -> anyhow::Result<Self> {
-        let bytes = ((PIECES + 4 * WINDOW) * BUFFER_BYTES) as u64;
-        let pool = Pool::with(PoolOptions { bytes, huge_pages: true, populate: true })?;
+        let pool = Pool::with(memory(PIECES + 4 * WINDOW))?;
         Ok(Self { pool, filled: VecDeque::with_capacity(PIECES + 1) })
     }
 

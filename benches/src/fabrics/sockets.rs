@@ -1,7 +1,7 @@
 //! The fabrics over the kernel's sockets beside iperf3, one thread a side: on loopback, and between two network namespaces whose
 //! Ethernet carries packets of 1500 bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,7 +123,8 @@ fn place(
     for _ in 0..rounds {
         small.push(tools::iperf3([a.place(), b.place()], None, seconds)?);
         large.push(tools::iperf3([a.place(), b.place()], Some("1M"), seconds)?);
-        for (_, size) in contenders.iter().filter_map(|contender| contender.packets) {
+        let sizes: BTreeSet<usize> = contenders.iter().filter_map(|it| Some(it.packets?.1)).collect();
+        for size in sizes {
             let (mut from, mut to) = (packets::udp(a)?, packets::udp(b)?);
             let time = Duration::from_secs(seconds.into()) / 2;
             let rate = port_loop::between(&mut from, &mut to, size, time)?;

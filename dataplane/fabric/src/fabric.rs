@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use velo_object::{BlobId, NodeId};
 
 use crate::counters::counters;
@@ -120,6 +121,9 @@ pub enum PathError {
     /// The socket failed.
     #[error("the connection failed: {0}")]
     Io(#[from] std::io::Error),
+    /// The port that all paths of this worker's fabric go through failed: no path can be added to it any more.
+    #[error("the port failed: {0}")]
+    Port(std::io::Error),
     /// What we promised to serve could not be read: the fault is in this node's store.
     #[error("this node could not read what it serves ({0}): run `velo verify`")]
     Source(std::io::Error),
@@ -221,7 +225,7 @@ pub enum ServedContent {
         offset_bytes: u64,
     },
     /// In memory, from its beginning.
-    Bytes(Arc<[u8]>),
+    Bytes(Bytes),
 }
 
 /// One way of moving pieces between nodes. Belongs to one worker.

@@ -2,6 +2,12 @@
 //!
 //! Alive without them it would take sessions and jobs and do nothing about them.
 
+use std::ops::Range;
+use std::sync::Arc;
+
+use velo_fabric::{Refusal, Serve, Served, What};
+use velo_object::{BlobId, NodeId};
+
 /// Held by such a thread; ends the process where the thread panics. The panic's own message has been printed by then.
 pub(super) struct EndsProcess;
 
@@ -16,6 +22,20 @@ impl Drop for EndsProcess {
             // Not `exit`: what that runs may wait for the threads that are broken.
             std::process::abort();
         }
+    }
+}
+
+/// What threads of a fabric serve from; a panic in it ends the process, too.
+pub(super) struct EndsWith(pub(super) Arc<dyn Serve>);
+
+impl Serve for EndsWith {
+    fn serve(&self, peer: NodeId, blob: &BlobId, what: What, range: Range<u64>) -> Result<Served, Refusal> {
+        let _end = EndsProcess;
+        self.0.serve(peer, blob, what, range)
+    }
+
+    fn sent(&self, peer: NodeId, bytes: u64) {
+        self.0.sent(peer, bytes);
     }
 }
 

@@ -48,9 +48,20 @@ pub(super) struct PacketFabric {
     pub(super) datagram_max_bytes: u32,
     /// The worker that gets the first path of the next peer.
     pub(super) next_end: usize,
+    /// A bit for each of its workers whose port has failed; they get no more paths.
+    pub(super) failed: u64,
 }
 
 impl PacketFabric {
+    fn is_alive(&self, end: usize) -> bool {
+        self.failed >> end & 1 == 0
+    }
+
+    /// How many paths a peer is offered.
+    fn count(&self) -> usize {
+        (0..self.ends.len()).filter(|&end| self.is_alive(end)).count().min(ENDS_MAX)
+    }
+
     /// Whether its packets can go to a peer of that session: an unspecified address stands for the one of the session.
     fn reaches(&self, session: &SessionFacts) -> bool {
         let (_, address) = self.ends[0];
@@ -60,14 +71,15 @@ impl PacketFabric {
     fn takes(&self, theirs: &OfferedFabric, session: &SessionFacts) -> bool {
         let (_, own) = self.ends[0];
         let fits = |end: &PathEnd| remote(end, session).is_ipv4() == family(own, session);
-        self.kind == theirs.kind && self.reaches(session) && theirs.ends.iter().all(fits)
+        self.kind == theirs.kind && self.count() > 0 && self.reaches(session) && theirs.ends.iter().all(fits)
     }
 
     /// Numbers for new paths: `count` of them, but no more than an offer may have. None where the session, which began at the serial
     /// number `since`, has to be made anew first: no number may come twice in one.
     fn new_ends(&mut self, serial: &mut u64, since: u64, count: usize) -> Option<Vec<(usize, PathEnd)>> {
         let ends = (0..count.min(ENDS_MAX)).map(|_| {
-            let at = self.next_end % self.ends.len();
+            let mut following = (0..self.ends.len()).map(|end| (self.next_end + end) % self.ends.len());
+            let at = following.find(|&end| self.is_alive(end))?;
             self.next_end = at + 1;
             *serial += 1;
             if *serial - since >= SERIALS {
@@ -131,10 +143,10 @@ impl Engine {
         let mut fabrics = Vec::new();
         for fabric in &mut self.packets {
             let due = fabric.rank < best && fabric.reaches(session) && peer.packets.may_try(now, fabric.kind);
-            if !due || self.packet_paths + fabric.ends.len().min(ENDS_MAX) > self.packet_paths_max {
+            let count = fabric.count();
+            if !due || count == 0 || self.packet_paths + count > self.packet_paths_max {
                 continue;
             }
-            let count = fabric.ends.len();
             let Some(ends) = fabric.new_ends(&mut self.path_serial, session.first_serial, count) else {
                 continue;
             };
@@ -318,14 +330,33 @@ impl Engine {
         now: u64,
         node: NodeId,
         id: PathId,
-        kind: PacketKind,
+        (worker, kind): (usize, PacketKind),
         error: &PathError,
     ) {
         self.packet_paths -= 1;
+        if let PathError::Port(error) = error {
+            self.port_failed(worker, kind, error);
+        }
         let peer = self.peer(node);
         if peer.packets.sets.iter().any(|set| set.paths.contains(&id)) {
             self.packets_failed(now, node, kind, FallBack::of(error), &error.to_string());
         }
+    }
+
+    /// A worker's port is of no further use: the others carry on without it.
+    fn port_failed(&mut self, worker: usize, kind: PacketKind, error: &std::io::Error) {
+        let Some(fabric) = self.packets.iter_mut().find(|fabric| fabric.kind == kind) else { return };
+        let Some(at) = fabric.ends.iter().position(|(other, _)| *other == worker) else { return };
+        if !fabric.is_alive(at) {
+            return;
+        }
+        fabric.failed |= 1 << at;
+        let (address, left) = (fabric.ends[at].1, fabric.count());
+        self.shared.metrics.note(format!(
+            "{0} at {address} has failed ({error}) and is not used any more ({left} of its ports are left): look at its device, then \
+             start velo again",
+            kind.fabric(),
+        ));
     }
 
     /// A packet fabric does not carry to a peer.
@@ -486,8 +517,14 @@ mod tests {
     fn no_number_comes_twice_in_a_session() {
         let address = SocketAddr::from(([127, 0, 0, 1], 7442));
         let ends = vec![(3, address), (4, address)];
-        let mut fabric =
-            PacketFabric { kind: PacketKind::Udp, rank: 0, ends, datagram_max_bytes: 1472, next_end: 0 };
+        let mut fabric = PacketFabric {
+            kind: PacketKind::Udp,
+            rank: 0,
+            ends,
+            datagram_max_bytes: 1472,
+            next_end: 0,
+            failed: 0,
+        };
         let mut serial = 0;
         let ends = fabric.new_ends(&mut serial, 0, 3).expect("numbers");
         let numbers: Vec<_> = ends.iter().map(|(worker, end)| (*worker, end.number)).collect();
@@ -497,5 +534,20 @@ mod tests {
         assert!(fabric.new_ends(&mut serial, 0, 1).is_some());
         assert_eq!(fabric.new_ends(&mut serial, 0, 1), None);
         assert!(fabric.new_ends(&mut serial, SERIALS, 2).is_some(), "a new session may begin again");
+    }
+
+    #[test]
+    fn a_port_that_has_failed_gets_no_paths() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 7442));
+        let ends = vec![(3, address), (4, address), (5, address)];
+        let kind = PacketKind::Udp;
+        let mut fabric =
+            PacketFabric { kind, rank: 0, ends, datagram_max_bytes: 1472, next_end: 0, failed: 0b010 };
+        assert_eq!(fabric.count(), 2);
+        let ends = fabric.new_ends(&mut 0, 0, 4).expect("numbers");
+        let workers: Vec<_> = ends.iter().map(|(worker, end)| (*worker, end.number & 0xff)).collect();
+        assert_eq!(workers, [(3, 0), (5, 2), (3, 0), (5, 2)]);
+        fabric.failed = 0b111;
+        assert_eq!((fabric.count(), fabric.new_ends(&mut 0, 0, 1)), (0, None));
     }
 }

@@ -210,8 +210,8 @@ impl Engine {
                 if let Some(peer) = self.peers.get_mut(&node) {
                     peer.paths.retain(|known| known.id != path);
                 }
-                if let Some(PathPlace { kind: Some(kind), .. }) = place {
-                    self.packet_path_closed(now, node, path, kind, &error);
+                if let Some(PathPlace { kind: Some(kind), worker, .. }) = place {
+                    self.packet_path_closed(now, node, path, (worker, kind), &error);
                 }
             }
         }

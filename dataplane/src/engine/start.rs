@@ -17,7 +17,7 @@ use velo_store::Store;
 use velo_swarm::{Limits, Planner};
 
 use super::core::{Engine, Settings, VerifierPort, WorkerPort};
-use super::fatal::EndsProcess;
+use super::fatal::{EndsProcess, EndsWith};
 use super::handle::{EngineHandle, Shared};
 use super::packets::PacketFabric;
 use super::peers::Peers;
@@ -289,21 +289,22 @@ fn plan_workers(
             getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
             let endpoint = EndpointOptions {
                 stall_timeout: options.stall_timeout,
-                line_rate_bytes_per_s: choice.line_rate_bytes_per_s.map(|rate| (rate / count as u64).max(1)),
+                line_rate_bytes_per_s: choice.line_rate_bytes_per_s,
+                line_shares: count as u32,
                 seed: u64::from_le_bytes(seed),
                 ..EndpointOptions::default()
             };
             let readers = if cores.len() < 4 { 1 } else { READERS };
             let carrier = topology::near(port.numa, cores, || -> anyhow::Result<_> {
                 let pool = Pool::new(serve_share.max(SERVE_MIN_BYTES))?;
-                let supply = Threads::new(serve.clone(), pool, readers)?;
+                let supply = Threads::new(Arc::new(EndsWith(serve.clone())), pool, readers)?;
                 Ok((port.make)(Box::new(supply), endpoint)?)
             })?;
             ends.push((carriers.len(), port.address));
             carriers.push((carrier, port.numa, format!("{} {at} {}", kind.fabric(), port.words)));
         }
         let (rank, datagram_max_bytes) = (fabric.rank, fabric.datagram_max_bytes);
-        packets.push(PacketFabric { kind, rank, ends, datagram_max_bytes, next_end: 0 });
+        packets.push(PacketFabric { kind, rank, ends, datagram_max_bytes, next_end: 0, failed: 0 });
     }
     let tcp_rank = choice.order.iter().position(|fabric| *fabric == Fabric::Tcp);
     Ok(Planned { carriers, packets, tcp_rank: tcp_rank.unwrap_or(choice.order.len()) as u8 })

@@ -76,7 +76,7 @@ impl Serve for LiarServe {
             *next = Instant::now() + pause;
         }
         let len = bytes.len() as u32;
-        Ok(Served { content: ServedContent::Bytes(bytes.into()), len, lease: Box::new(()) })
+        Ok(Served { content: ServedContent::Bytes(bytes.to_vec().into()), len, lease: Box::new(()) })
     }
 
     fn sent(&self, _: NodeId, _: u64) {}

@@ -32,7 +32,7 @@ impl Serve for Lie {
         let bytes =
             from.get(range.start as usize..end).filter(|bytes| !bytes.is_empty()).ok_or(Refusal::NotHere)?;
         Ok(Served {
-            content: ServedContent::Bytes(bytes.into()),
+            content: ServedContent::Bytes(bytes.to_vec().into()),
             len: bytes.len() as u32,
             lease: Box::new(()),
         })

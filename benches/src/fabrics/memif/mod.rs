@@ -22,9 +22,6 @@ pub const ROLE: &str = "memif-end";
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Not measured: caches and rings fill.
 const WARM_UP: Duration = Duration::from_millis(200);
-/// Bytes of the region that data come from, and of the one that they go to: far more than any cache holds.
-const REGION_BYTES: usize = 256 << 20;
-
 /// What the two ends do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Work {
@@ -83,7 +80,7 @@ impl Figure {
     }
 }
 
-/// The row of several that comes closest to its bare loop.
+/// The fastest row of several.
 #[derive(Clone)]
 struct Best {
     rate: f64,
@@ -93,7 +90,7 @@ struct Best {
 
 impl Best {
     fn replaces(&self, other: &mut Option<Self>) {
-        if other.as_ref().is_none_or(|other| self.ratio > other.ratio) {
+        if other.as_ref().is_none_or(|other| self.rate > other.rate) {
             *other = Some(self.clone());
         }
     }

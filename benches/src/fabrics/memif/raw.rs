@@ -5,35 +5,15 @@ use std::time::{Duration, Instant};
 use velo_fabric::packet::port::dpdk::DpdkPort;
 use velo_fabric::packet::port::ether::{FrameDeparture, FramePort};
 
-use super::{Figure, REGION_BYTES, WARM_UP};
+use super::super::region::Cold;
+use super::{Figure, WARM_UP};
 
 /// Ethernet, IPv4 and UDP: what is not copied, as a protocol would write it.
 const HEADERS: usize = 42;
 
-/// Walks over a region in steps, so that what it gives is cold.
-struct Region {
-    bytes: Vec<u8>,
-    at: usize,
-}
-
-impl Region {
-    fn new() -> Self {
-        Self { bytes: (0..REGION_BYTES).map(|index| ((index * 31) >> 3) as u8).collect(), at: 0 }
-    }
-
-    fn next(&mut self, len: usize) -> &mut [u8] {
-        if self.at + len > self.bytes.len() {
-            self.at = 0;
-        }
-        let at = self.at;
-        self.at += len.next_multiple_of(64);
-        &mut self.bytes[at..at + len]
-    }
-}
-
 /// Sends frames without end, each filled from a cold region.
 pub(super) fn supply(mut port: DpdkPort, frame_bytes: usize) -> Figure {
-    let mut region = Region::new();
+    let mut region = Cold::new().expect("memory");
     loop {
         let sent = port.tx_burst(&mut |space| {
             let (headers, payload) = space[..frame_bytes].split_at_mut(HEADERS);
@@ -47,7 +27,7 @@ pub(super) fn supply(mut port: DpdkPort, frame_bytes: usize) -> Figure {
 
 /// Takes what comes for so long into a cold region.
 pub(super) fn take(mut port: DpdkPort, time: Duration) -> Figure {
-    let mut region = Region::new();
+    let mut region = Cold::new().expect("memory");
     let mut figure = Figure::default();
     let mut began: Option<Instant> = None;
     let mut turn = 0_u32;

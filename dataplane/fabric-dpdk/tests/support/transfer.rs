@@ -44,7 +44,7 @@ impl Serve for Pieces {
         let index = range.start / BUFFER_BYTES as u64;
         let bytes = self.0.get(index as usize).filter(|_| *blob == BLOB).ok_or(Refusal::NotHere)?;
         let len = (range.end - range.start).min(bytes.len() as u64) as u32;
-        Ok(Served { content: ServedContent::Bytes(Arc::clone(bytes)), len, lease: Box::new(()) })
+        Ok(Served { content: ServedContent::Bytes(bytes.to_vec().into()), len, lease: Box::new(()) })
     }
 
     fn sent(&self, _: NodeId, _: u64) {}

@@ -23,10 +23,12 @@ const BURSTS_PER_ROUND: usize = 4;
 /// Rounds that may leave something at the port before deadlines are looked at all the same.
 const ROUNDS_UNDRAINED: u32 = 16;
 
-/// After a datagram that came from no peer the port wakes nobody for so long: a flood must not cost a wake-up for each packet.
-const STRANGER_QUIET: Duration = Duration::from_micros(400);
+/// So many datagrams that come from no peer within so long are a flood: it must not cost a wake-up for each, so that for as long again
+/// the port wakes nobody.
+const FLOOD_DATAGRAMS: usize = 8;
+const FLOOD_SPAN: Duration = Duration::from_millis(1);
 /// How long the thread then sleeps at most.
-const STRANGER_SLEEP: Duration = Duration::from_micros(100);
+const FLOOD_SLEEP: Duration = Duration::from_micros(100);
 
 /// Why a path was not added to a [`Packet`].
 #[derive(Debug, thiserror::Error)]
@@ -52,8 +54,7 @@ pub struct Packet<P> {
     failed: Option<io::Error>,
     /// Rounds since all that had arrived was taken.
     undrained: u32,
-    /// When a datagram last came from no peer.
-    stranger: Option<Instant>,
+    flood: Flood,
     /// Whether the port may wake the thread.
     listens: bool,
     /// Its paths, to be closed where the port fails.
@@ -94,7 +95,7 @@ impl<P: Port> Packet<P> {
             epoll,
             failed: None,
             undrained: 0,
-            stranger: None,
+            flood: Flood::new(),
             listens: true,
             paths: Vec::new(),
             deadline: None,
@@ -148,8 +149,8 @@ impl<P: Port> Packet<P> {
     /// Receives bursts until there is nothing more or the round's share is done. Returns how many datagrams came from peers:
     /// a stranger's are not worth staying awake for.
     fn receive(&mut self) -> io::Result<usize> {
-        let before = self.endpoint.counters().datagrams_in;
-        let mut all = 0;
+        let before = self.endpoint.counters();
+        let (mut taken, mut handed) = (0, 0);
         self.undrained += 1;
         for _ in 0..BURSTS_PER_ROUND {
             let (endpoint, clock) = (&mut self.endpoint, &mut self.clock);
@@ -157,19 +158,19 @@ impl<P: Port> Packet<P> {
             let mut now = None;
             let count = self.port.rx_burst(&mut |arrival| {
                 let now = *now.get_or_insert_with(|| clock.read());
+                handed += 1;
                 endpoint.handle_datagram(now, arrival);
             })?;
-            all += count;
+            taken += count;
             if count == 0 {
                 self.undrained = 0;
                 break;
             }
         }
-        let of_peers = (self.endpoint.counters().datagrams_in - before) as usize;
-        if of_peers < all {
-            self.stranger = Some(self.clock.told);
-        }
-        Ok(of_peers)
+        let after = self.endpoint.counters();
+        let refused = (after.unknown - before.unknown) + (after.rejected - before.rejected);
+        self.flood.note(self.clock.told, refused as usize + taken - handed);
+        Ok((after.datagrams_in - before.datagrams_in) as usize)
     }
 
     /// Sends bursts until there is nothing more, no room, or the round's share is done.
@@ -198,7 +199,7 @@ impl<P: Port> Packet<P> {
                     if let Completion::PathClosed { path, error, .. } = &mut completion {
                         self.paths.retain(|id| id != path);
                         if let Some(failed) = &self.failed {
-                            *error = PathError::Io(io::Error::new(failed.kind(), failed.to_string()));
+                            *error = PathError::Port(io::Error::new(failed.kind(), failed.to_string()));
                         }
                     }
                     completions.push(completion);
@@ -234,10 +235,13 @@ impl<P: Port> Packet<P> {
 
     /// The port is of no further use: neither are the paths.
     fn fail(&mut self, error: io::Error) {
-        let now = self.clock.read();
-        for &path in &self.paths {
-            self.endpoint.close(now, path);
+        tracing::error!(port = self.port.name(), at = %self.port.local(), %error, "a port has failed");
+        self.endpoint.abandon(self.clock.read());
+        if let (Some(epoll), Some(port)) = (&self.epoll, self.port.descriptor()) {
+            // What it says would never end.
+            let _ = epoll::delete(epoll, port);
         }
+        self.listens = true;
         self.failed = Some(error);
     }
 
@@ -272,10 +276,9 @@ impl<P: Port> Packet<P> {
         }
     }
 
-    /// Lets the port wake the thread, or not while strangers send.
+    /// Lets the port wake the thread, or not while strangers flood it.
     fn listen(&mut self, now: Instant) -> io::Result<()> {
-        self.stranger = self.stranger.filter(|&at| now < at + STRANGER_QUIET);
-        let listens = self.stranger.is_none();
+        let listens = !self.flood.lasts(now);
         if listens != self.listens
             && let (Some(epoll), Some(port)) = (&self.epoll, self.port.descriptor())
         {
@@ -314,7 +317,7 @@ impl<P: Port> Fabric for Packet<P> {
             done = 1;
         }
         let deadline = self.endpoint.poll_timeout().map(|at| self.clock.instant(at));
-        let wakes = (!self.listens).then(|| now + STRANGER_SLEEP);
+        let wakes = (!self.listens).then(|| now + FLOOD_SLEEP);
         self.deadline = deadline.into_iter().chain(wakes).min();
         done
     }
@@ -349,6 +352,40 @@ impl<P: Port> Fabric for Packet<P> {
             paths_opened: of.paths_opened,
             paths_closed: of.paths_closed,
         }
+    }
+}
+
+/// Whether strangers flood the port.
+struct Flood {
+    /// When counting began, and how many have come since.
+    since: Instant,
+    count: usize,
+    /// When it was last a flood.
+    last: Option<Instant>,
+}
+
+impl Flood {
+    fn new() -> Self {
+        Self { since: Instant::now(), count: 0, last: None }
+    }
+
+    /// So many have come now.
+    fn note(&mut self, now: Instant, count: usize) {
+        if count == 0 {
+            return;
+        }
+        if now >= self.since + FLOOD_SPAN {
+            (self.since, self.count) = (now, 0);
+        }
+        self.count += count;
+        if self.count >= FLOOD_DATAGRAMS {
+            self.last = Some(now);
+        }
+    }
+
+    fn lasts(&mut self, now: Instant) -> bool {
+        self.last = self.last.filter(|&at| now < at + FLOOD_SPAN);
+        self.last.is_some()
     }
 }
 

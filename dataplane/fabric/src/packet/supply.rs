@@ -3,7 +3,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt as _;
@@ -12,11 +13,11 @@ use std::thread::{self, JoinHandle};
 
 use velo_object::NodeId;
 
-use super::limits::ASKS_MAX;
+use super::limits::{ASKS_MAX, PATHS};
 use super::protocol::{Answer, Ask, Loaded, LoadedBytes, ServeId};
 use crate::pool::{Buffer, Pool};
 use crate::ring::{Consumer, Producer, Sleeper, ring};
-use crate::{Refusal, Serve, Served, ServedContent};
+use crate::{PathId, Refusal, Serve, Served, ServedContent};
 
 /// Gives a worker the bytes that its peers ask for. Its calls neither block nor, after the first turns, allocate.
 pub trait Supply: Send {
@@ -90,6 +91,9 @@ pub struct Threads {
     pool: Pool,
     /// What waits for a buffer or a thread.
     waiting: VecDeque<Ask>,
+    /// The slots of each path whose reads have had a buffer and are not released. No path has more than its share, so that a reader that
+    /// stops takes nothing from the others.
+    held: HashMap<PathId, u64>,
     lanes: Vec<Lane>,
     sleeper: Sleeper,
 }
@@ -130,23 +134,30 @@ impl Threads {
                 .spawn(move || read(&*serve, their_jobs, their_answers, &own))?;
             lanes.push(Lane { jobs: Some(jobs), answers, busy: 0, thread: Some(thread) });
         }
-        Ok(Self { serve, pool, waiting: VecDeque::with_capacity(ASKS_MAX), lanes, sleeper })
+        let waiting = VecDeque::with_capacity(ASKS_MAX);
+        Ok(Self { serve, pool, waiting, held: HashMap::with_capacity(PATHS), lanes, sleeper })
     }
 
     /// Hands on what waits, as long as there are buffers and threads for it.
     fn hand_on(&mut self) {
-        while let Some(&ask) = self.waiting.front() {
+        while !self.waiting.is_empty() {
             let Some(lane) = self.lanes.iter_mut().min_by_key(|lane| lane.busy) else { return };
             if lane.busy == JOBS_PER_LANE {
                 return;
             }
             let Some(buffer) = self.pool.take() else { return };
-            let Some(jobs) = &mut lane.jobs else { return };
+            // One share stays free for whoever comes next.
+            let share = (self.pool.capacity() / (self.held.len() + 1)).max(1);
+            let may = |ask: &Ask| {
+                self.held.get(&ask.id.path).is_none_or(|held| (held.count_ones() as usize) < share)
+            };
+            let Some(at) = self.waiting.iter().position(may) else { return };
+            let (Some(jobs), Some(ask)) = (&mut lane.jobs, self.waiting.remove(at)) else { return };
+            *self.held.entry(ask.id.path).or_default() |= 1 << ask.id.slot;
             // There is room: no more than the ring holds are before the thread.
             if jobs.push(Job { ask, buffer }).is_ok() {
                 lane.busy += 1;
             }
-            self.waiting.pop_front();
         }
     }
 }
@@ -178,7 +189,14 @@ impl Supply for Threads {
     }
 
     fn release(&mut self, id: ServeId) {
-        self.waiting.retain(|ask| ask.id != id);
+        if let Some(at) = self.waiting.iter().position(|ask| ask.id == id) {
+            self.waiting.remove(at);
+        } else if let Entry::Occupied(mut held) = self.held.entry(id.path) {
+            *held.get_mut() &= !(1 << id.slot);
+            if *held.get() == 0 {
+                held.remove();
+            }
+        }
     }
 
     fn sent(&mut self, peer: NodeId, bytes: u64) {
@@ -283,7 +301,7 @@ mod tests {
         fn serve(&self, _: NodeId, _: &BlobId, what: What, range: Range<u64>) -> Result<Served, Refusal> {
             let content = match what {
                 What::Blob => ServedContent::File { file: self.file.clone(), offset_bytes: range.start },
-                What::Outboard => ServedContent::Bytes([8; 100].into()),
+                What::Outboard => ServedContent::Bytes(vec![8; 100].into()),
             };
             Ok(Served { content, len: (range.end - range.start) as u32, lease: Box::new(()) })
         }
@@ -306,11 +324,14 @@ mod tests {
     fn answers(supply: &mut dyn Supply, count: usize) -> Vec<Answered> {
         let mut answers = Vec::new();
         let end = Instant::now() + Duration::from_secs(20);
+        let mut over = Vec::new();
         while answers.len() < count && Instant::now() < end {
             supply.poll(&mut |answer| {
                 let result = answer.result.map(|loaded| (loaded.bytes.as_ref()[0], loaded.len));
                 answers.push((answer.id.read, result));
+                over.push(answer.id);
             });
+            over.drain(..).for_each(|id| supply.release(id));
         }
         answers.sort_by_key(|answer| answer.0);
         answers
@@ -369,6 +390,33 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_that_stops_leaves_buffers_to_the_others() {
+        let mut threads = Threads::new(Both::new(), Pool::new(8 << 20).unwrap(), 1).unwrap();
+        let ask = |path, slot| Ask { id: ServeId { path, slot, read: 1 }, ..ask(1, What::Blob, 10) };
+        let mut kept = Vec::new();
+        let mut answered = |threads: &mut Threads, count: usize| {
+            let end = Instant::now() + Duration::from_secs(20);
+            let before = kept.len();
+            while kept.len() < before + count && Instant::now() < end {
+                // What is answered stays with the reader.
+                threads.poll(&mut |answer| kept.push((answer.id, answer.result.unwrap())));
+            }
+            thread::sleep(Duration::from_millis(5));
+            threads.poll(&mut |answer| kept.push((answer.id, answer.result.unwrap())));
+            kept[before..].iter().map(|(id, _)| (id.path, id.slot)).collect::<Vec<_>>()
+        };
+        // Half is left for the next, and so on.
+        (0..20).for_each(|slot| threads.ask(ask(1, slot)).unwrap());
+        assert_eq!(answered(&mut threads, 4), [(1, 0), (1, 1), (1, 2), (1, 3)]);
+        (0..20).for_each(|slot| threads.ask(ask(2, slot)).unwrap());
+        assert_eq!(answered(&mut threads, 2), [(2, 0), (2, 1)]);
+        threads.ask(ask(3, 5)).unwrap();
+        assert_eq!(answered(&mut threads, 1), [(3, 5)]);
+        threads.release(ServeId { path: 2, slot: 0, read: 1 });
+        assert_eq!(answered(&mut threads, 1), [(2, 2)]);
+    }
+
+    #[test]
     fn an_armed_worker_is_woken_by_an_answer() {
         let mut threads = Threads::new(Both::new(), Pool::new(1 << 20).unwrap(), 1).unwrap();
         for read in 0..100 {
@@ -383,6 +431,7 @@ mod tests {
             let mut count = 0;
             threads.poll(&mut |_| count += 1);
             assert_eq!(count, 1);
+            threads.release(ServeId { path: 1, slot: 0, read });
         }
     }
 }

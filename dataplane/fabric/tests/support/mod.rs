@@ -84,7 +84,11 @@ impl Serve for Source {
             What::Outboard => {
                 let end = range.end.min(outboard.len() as u64) as usize;
                 let bytes = outboard.get(range.start as usize..end).ok_or(Refusal::NotHere)?;
-                Ok(Served { content: ServedContent::Bytes(bytes.into()), len: bytes.len() as u32, lease })
+                Ok(Served {
+                    content: ServedContent::Bytes(bytes.to_vec().into()),
+                    len: bytes.len() as u32,
+                    lease,
+                })
             }
         }
     }

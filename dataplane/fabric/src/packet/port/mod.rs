@@ -99,7 +99,8 @@ pub trait Port: Send {
     /// The address that peers send to.
     fn local(&self) -> SocketAddr;
 
-    /// Hands what has arrived, at most one burst of the port's own bounded size, to `each`. Returns how many datagrams.
+    /// Hands what has arrived, at most one burst of the port's own bounded size, to `each`. Returns how many datagrams it took
+    /// from the device, those that it dropped among them: 0 where there was nothing.
     ///
     /// # Errors
     /// Only where the port is of no further use (its device is gone).

@@ -72,6 +72,7 @@ impl Endpoint {
     pub fn new(options: EndpointOptions) -> Self {
         let largest = options.datagram_max_bytes + limits::WIRE_OVERHEAD_BYTES as usize;
         let rate = options.line_rate_bytes_per_s.filter(|_| !options.lossless);
+        let rate = rate.map(|rate| (rate / u64::from(options.line_shares.max(1))).max(1));
         let shared = Shared {
             options,
             pacer: Pacer::new(rate, largest),
@@ -188,6 +189,19 @@ impl Endpoint {
         if let Some(path) = &mut self.paths[place as usize] {
             path.close(now.0, PathError::Local, Some(CloseReason::Done), &mut self.shared);
             self.settle(now.0, place);
+        }
+    }
+
+    /// Nothing can be sent or received any more: closes all paths, tells no peer and keeps no deadline.
+    pub fn abandon(&mut self, now: Timestamp) {
+        for place in 0..self.paths.len() {
+            let Some(path) = &mut self.paths[place] else { continue };
+            path.close(now.0, PathError::Local, None, &mut self.shared);
+            let id = path.id;
+            if self.ids.get(&id) == Some(&(place as u32)) {
+                self.ids.remove(&id);
+            }
+            self.remove(place as u32);
         }
     }
 

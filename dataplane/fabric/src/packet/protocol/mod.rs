@@ -20,8 +20,8 @@ mod segment_set;
 mod supplier;
 
 use std::any::Any;
-use std::sync::Arc;
 
+use bytes::Bytes;
 use velo_object::{BlobId, NodeId};
 
 pub use endpoint::Endpoint;
@@ -85,5 +85,5 @@ pub enum LoadedBytes {
     /// In a buffer.
     Buffer(Buffer),
     /// In memory that is shared.
-    Shared(Arc<[u8]>),
+    Shared(Bytes),
 }

@@ -19,6 +19,8 @@ pub struct EndpointOptions {
     /// The rate at which this host can receive, headers of the network included: all paths together are granted a little less than that.
     /// `None` where it is not known: then only each path's own window holds its sender back.
     pub line_rate_bytes_per_s: Option<u64>,
+    /// How many endpoints share that line: each is granted its part of it.
+    pub line_shares: u32,
     /// Whether the port loses nothing and pushes back: then there is neither pacing nor congestion control, and windows are fixed.
     pub lossless: bool,
     /// The largest datagram that the port carries.
@@ -36,6 +38,7 @@ impl Default for EndpointOptions {
         Self {
             stall_timeout: Duration::from_secs(2),
             line_rate_bytes_per_s: None,
+            line_shares: 1,
             lossless: false,
             datagram_max_bytes: 1_472,
             window_max_bytes: limits::WINDOW_MAX_BYTES,

@@ -320,7 +320,12 @@ impl Path {
         if let Some(closing) = self.closing {
             return closing.told < limits::CLOSE_TELLS && closing.next_ns <= now;
         }
-        self.supplier.has_data() || self.has_messages() || self.probing.is_due(now)
+        self.may_supply() || self.has_messages() || self.probing.is_due(now)
+    }
+
+    /// Whether content may go out: to where nobody has answered, a peer could have us flood someone else.
+    fn may_supply(&self) -> bool {
+        self.supplier.has_data() && self.probing.proven() != 0
     }
 
     fn has_messages(&self) -> bool {
@@ -396,6 +401,9 @@ impl Path {
         }
         // A grant that had to wait has set a deadline.
         self.rearm = waits;
+        if !self.may_supply() {
+            return None;
+        }
         let segment = self.supplier.next_segment(now, &mut shared.counters)?;
         departure.len = self.sealer.data(space, &segment.data, segment.payload)?;
         Some(self.sent(departure, shared))

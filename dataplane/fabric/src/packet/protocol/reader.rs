@@ -244,10 +244,8 @@ impl Reader {
         self.inflight -= reading.granted_bytes();
         let bit = 1u64 << slot;
         self.active &= !bit;
-        // What was never asked for need not be ended.
-        if self.ask & bit == 0 || reading.started {
-            self.end |= bit;
-        }
+        // Also where its READ has not gone out: what the slot held before may still wait for its end.
+        self.end |= bit;
         for mask in [&mut self.ask, &mut self.wanting, &mut self.lossy, &mut self.passed] {
             *mask &= !bit;
         }

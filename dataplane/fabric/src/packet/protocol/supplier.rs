@@ -262,10 +262,13 @@ impl Supplier {
         }
     }
 
-    /// The peer needs a read no more.
+    /// The peer needs a read no more, nor any that it posted before in the same slot.
     pub(super) fn end(&mut self, slot: u16, read: u32, to: &mut Counter<'_>) {
-        if self.slots[usize::from(slot)].read == read {
-            self.release(usize::from(slot), to);
+        let index = usize::from(slot);
+        if (self.slots[index].read.wrapping_sub(read) as i32) <= 0 {
+            self.release(index, to);
+            // Should its READ come late, it has ended.
+            self.slots[index].read = read;
         }
     }
 

@@ -3,9 +3,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use velo_object::{BlobId, NodeId};
 
 use super::blob;
@@ -69,7 +69,7 @@ struct Table {
     closed: bool,
     /// Bytes from the endpoint to addresses that it was never told from within a frame of the peer's.
     frame: Vec<u8>,
-    content: Arc<[u8]>,
+    content: Bytes,
 }
 
 fn address(number: u8) -> SocketAddr {

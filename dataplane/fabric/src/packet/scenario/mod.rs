@@ -7,9 +7,10 @@ mod measured;
 mod reno;
 mod world;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use bytes::Bytes;
 use velo_object::BlobId;
 
 use super::limits;
@@ -25,8 +26,8 @@ pub use reno::{RenoFlow, RenoOutcome};
 pub use world::World;
 
 /// What a piece contains, by its number: a few kinds, so that a piece in the wrong place is noticed.
-pub(crate) fn piece(number: u64) -> &'static Arc<[u8]> {
-    static PIECES: OnceLock<Vec<Arc<[u8]>>> = OnceLock::new();
+pub(crate) fn piece(number: u64) -> &'static Bytes {
+    static PIECES: OnceLock<Vec<Bytes>> = OnceLock::new();
     let pieces = PIECES.get_or_init(|| {
         let piece = |kind: u64| {
             let mut state = kind.wrapping_add(1);

@@ -96,6 +96,7 @@ impl World {
     ) -> usize {
         let host = self.network.add_host(self.address(), up, down);
         let options = EndpointOptions {
+            line_shares: 1,
             stall_timeout: transfer.stall_timeout,
             line_rate_bytes_per_s: line_rate,
             lossless: false,

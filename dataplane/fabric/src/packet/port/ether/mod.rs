@@ -215,12 +215,10 @@ impl<F: FramePort> Port for Ether<F> {
     fn rx_burst(&mut self, each: &mut dyn FnMut(Arrival<'_>)) -> io::Result<usize> {
         let Self { frames, headers, resolver, neighbours, shorts, began, counters, .. } = self;
         let own = matches!(resolver, Resolver::Own { .. });
-        let mut datagrams = 0;
-        frames.rx_burst(&mut |arrival| {
+        let taken = frames.rx_burst(&mut |arrival| {
             let FrameArrival { frame, checksum } = arrival;
             let heard = match headers.read(frame, checksum) {
                 Some(Meaning::Datagram { from, payload, ecn }) => {
-                    datagrams += 1;
                     counters.rx_datagrams += 1;
                     counters.rx_bytes += payload.len() as u64;
                     each(Arrival { from, datagram: &mut frame[payload], ecn });
@@ -250,7 +248,7 @@ impl<F: FramePort> Port for Ether<F> {
         if !self.shorts.is_empty() {
             self.send_shorts()?;
         }
-        Ok(datagrams)
+        Ok(taken)
     }
 
     fn tx_burst(&mut self, fill: &mut dyn FnMut(&mut [u8]) -> Option<Departure>) -> io::Result<usize> {

@@ -314,11 +314,11 @@ impl Port for Udp {
     fn rx_burst(&mut self, each: &mut dyn FnMut(Arrival<'_>)) -> io::Result<usize> {
         self.counters.calls += 1;
         let counters = &mut self.counters;
-        let mut datagrams = 0;
+        let (mut datagrams, mut dropped) = (0, 0);
         let received = message::receive(self.socket.as_fd(), &mut self.rx, |slab, received| {
             // Nobody sends empty ones.
             let Some(received) = received.filter(|received| !received.range.is_empty()) else {
-                counters.rx_dropped += 1;
+                dropped += 1;
                 return;
             };
             let (from, ecn) = (received.from, received.ecn);
@@ -330,8 +330,9 @@ impl Port for Udp {
             }
         });
         counters.rx_datagrams += datagrams as u64;
+        counters.rx_dropped += dropped as u64;
         match received {
-            Ok(_) => Ok(datagrams),
+            Ok(_) => Ok(datagrams + dropped),
             Err(error) => match Errno::from_io_error(&error) {
                 Some(Errno::BADF | Errno::NOTSOCK | Errno::FAULT) => Err(error),
                 // What an ICMP message said, or no memory for a moment.
