@@ -3,8 +3,10 @@
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-use velo_fabric::Fabric;
 use velo_fabric::packet::limits::READS_PER_PATH;
+use velo_fabric::packet::protocol::NewPath;
+use velo_fabric::packet::protocol::frame::{Credit, Message, ReadRequest};
+use velo_fabric::{Fabric, What};
 
 use crate::pair::{PROTECTIONS, Pair};
 use crate::support::{MIB, ended, noise};
@@ -66,6 +68,48 @@ fn a_stranger_gets_no_answer_and_changes_nothing() {
     }
 }
 
+/// A member who says that he is somewhere else cannot have content sent there.
+#[test]
+fn content_goes_to_nobody_who_has_not_answered() {
+    for protection in PROTECTIONS {
+        let victim = UdpSocket::bind("127.0.0.1:0").unwrap();
+        victim.set_nonblocking(true).unwrap();
+        let mut pair = Pair::new(protection);
+        let blob = pair.b_source.add(&noise(33, MIB), &[]);
+        let (mut member, keys) = crate::pair::keys(1, 7, protection);
+        let (peer, remote) = (crate::support::A, victim.local_addr().unwrap());
+        let path = NewPath { id: 1, peer, remote, keys, datagram_max_bytes: 1472 };
+        pair.b.add_path(path).unwrap();
+        let mut frame = [0; 1472];
+        let read = ReadRequest {
+            slot: 0,
+            read: 1,
+            blob,
+            what: What::Blob,
+            offset_bytes: 0,
+            len: MIB as u32,
+            segment_bytes: 1344,
+        };
+        let credit = Credit { slot: 0, read: 1, number: 1, stamp: 1, first: 0, mask: u64::MAX };
+        let messages = [Message::Read(read), Message::Credit(credit)];
+        let len = member.sealer.control(&mut frame, |body| {
+            messages.iter().for_each(|message| assert!(body.push(message)));
+        });
+        let elsewhere = UdpSocket::bind("127.0.0.1:0").unwrap();
+        elsewhere.send_to(&frame[..len.unwrap()], pair.b.local()).unwrap();
+        let (mut served_at, mut heard) = (None, 0);
+        pair.drive(|pair| {
+            let served = pair.b.endpoint_counters().reads_served == 1;
+            served_at = served_at.or(served.then(Instant::now));
+            heard += usize::from(victim.recv(&mut [0; 2000]).is_ok());
+            served_at.is_some_and(|at| at.elapsed() > Duration::from_millis(200))
+        });
+        let counters = pair.b.endpoint_counters();
+        assert_eq!(counters.payload_bytes_out, 0, "{protection:?}: {counters:?}");
+        assert!((1..10).contains(&heard), "{heard} probes in a fifth of a second");
+    }
+}
+
 /// Whatever has been overheard comes again, whole or damaged, from elsewhere: nothing is answered, nothing moves.
 #[test]
 fn what_was_overheard_comes_again() {
@@ -78,13 +122,7 @@ fn what_was_overheard_comes_again() {
         let content = noise(31, 4 * MIB);
         let blob = pair.b_source.add(&content, &[]);
         let (a_keys, b_keys) = crate::pair::keys(1, 7, protection);
-        let new = |peer, keys| velo_fabric::packet::protocol::NewPath {
-            id: 1,
-            peer,
-            remote: here,
-            keys,
-            datagram_max_bytes: 1472,
-        };
+        let new = |peer, keys| NewPath { id: 1, peer, remote: here, keys, datagram_max_bytes: 1472 };
         pair.a.add_path(new(crate::support::B, a_keys)).unwrap();
         pair.b.add_path(new(crate::support::A, b_keys)).unwrap();
         for i in 0..4 {

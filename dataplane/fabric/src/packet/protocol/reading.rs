@@ -458,6 +458,20 @@ mod tests {
         assert!(reading.is_complete() && !reading.learn_len(7), "it said otherwise before");
     }
 
+    /// Otherwise it could be complete without anybody noticing.
+    #[test]
+    fn what_has_begun_to_arrive_gets_no_shorter() {
+        let mut reading = reading(10 * 1_024, 1_024);
+        reading.grant(1, 0, 5);
+        assert!(reading.learn_len(10 * 1_024));
+        reading.arrive(0, 1, 1);
+        reading.confirmed = true;
+        reading.lose_all();
+        reading.ask(1_024);
+        assert!(!reading.confirmed && !reading.learn_len(1_024) && reading.learn_len(10 * 1_024));
+        reading.check();
+    }
+
     /// A supplier that guesses the number of a read that waits for the path to be proven.
     #[test]
     fn before_it_is_asked_for_nothing_can_be_said_of_it() {

@@ -417,3 +417,40 @@ impl AsRef<[u8]> for LoadedBytes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use velo_object::BlobId;
+
+    use super::*;
+    use crate::What;
+
+    #[test]
+    fn an_end_covers_the_reads_before_it() {
+        let (mut events, mut counters) = (VecDeque::new(), EndpointCounters::default());
+        let peer = NodeId::from_bytes([0; 32]);
+        let mut to = Counter { path: 1, peer, events: &mut events, counters: &mut counters };
+        let read = |read| ReadRequest {
+            slot: 3,
+            read,
+            blob: BlobId::of(b""),
+            what: What::Blob,
+            offset_bytes: 0,
+            len: 10,
+            segment_bytes: 1_024,
+        };
+        let mut supplier = Supplier::new();
+        supplier.read(0, &read(5), &mut to);
+        supplier.end(3, 4, &mut to);
+        assert!(supplier.is_active(), "that was another");
+        supplier.end(3, 7, &mut to);
+        assert!(!supplier.is_active(), "its own end, and the READs of two more, were lost");
+        supplier.read(0, &read(7), &mut to);
+        assert!(!supplier.is_active(), "it has ended before it came");
+        supplier.read(0, &read(8), &mut to);
+        assert!(supplier.is_active());
+        supplier.end(3, 8, &mut to);
+        let released = events.iter().filter(|event| matches!(event, Event::Release { .. })).count();
+        assert_eq!((supplier.is_active(), released), (false, 2));
+    }
+}
