@@ -106,7 +106,7 @@ fn content_goes_to_nobody_who_has_not_answered() {
         });
         let counters = pair.b.endpoint_counters();
         assert_eq!(counters.payload_bytes_out, 0, "{protection:?}: {counters:?}");
-        assert!((1..10).contains(&heard), "{heard} probes in a fifth of a second");
+        assert!((1..100).contains(&heard), "{heard} probes in a fifth of a second");
     }
 }
 
