@@ -11,6 +11,7 @@ local velo = Proto("velo", "Velo packet fabric")
 local kinds = { [1] = "DATA", [2] = "CONTROL", [3] = "PROBE", [4] = "PROBED" }
 local types = {
     [1] = "READ", [2] = "CREDIT", [3] = "END", [4] = "REFUSE", [5] = "CLOSE", [6] = "PING", [7] = "PONG",
+    [8] = "READY",
 }
 local whats = { [0] = "content", [1] = "outboard" }
 local refusals = { [0] = "not here", [1] = "refused" }
@@ -90,6 +91,10 @@ local layouts = {
     [5] = { 8, function(tree, buf) tree:add_le(f.closing, buf(1, 1)) end },
     [6] = { 8, function(tree, buf) tree:add_le(f.stamp, buf(4, 4)) end },
     [7] = { 8, function(tree, buf) tree:add_le(f.stamp, buf(4, 4)) end },
+    [8] = { 8, function(tree, buf)
+        tree:add_le(f.slot, buf(2, 2))
+        tree:add_le(f.read, buf(4, 4))
+    end },
 }
 
 local function messages(tree, buf)

@@ -182,7 +182,7 @@ fn message(input: &mut Input<'_>, wanted: (u16, u32)) -> Message {
     let kind = input.byte();
     // Sometimes what the station knows, sometimes anything.
     let (slot, read) = if kind & 0x80 == 0 { wanted } else { (input.byte().into(), input.number(2) as u32) };
-    match kind % 8 {
+    match kind % 9 {
         0 | 1 => Message::Read(ReadRequest {
             slot,
             read: input.number(1) as u32,
@@ -204,6 +204,7 @@ fn message(input: &mut Input<'_>, wanted: (u16, u32)) -> Message {
         5 => Message::Refuse { slot, read, why: Refusal::NotHere },
         6 if input.byte() == 0 => Message::Close { why: CloseReason::Done },
         6 => Message::Ping { stamp: input.number(4) as u32 },
-        _ => Message::Pong { stamp: input.number(4) as u32 },
+        7 => Message::Pong { stamp: input.number(4) as u32 },
+        _ => Message::Ready { slot, read },
     }
 }

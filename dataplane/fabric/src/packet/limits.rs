@@ -58,6 +58,8 @@ pub const TAIL_SLACK_NS: u64 = 300_000;
 pub const TAIL_SLACK_LOSSLESS_NS: u64 = 100_000_000;
 /// The longest that a tail timer waits, however often it has fired.
 pub const TAIL_MAX_NS: u64 = 250_000_000;
+/// How often it fires before the supplier is taken to have forgotten the read.
+pub const TAILS_UNTIL_FORGOTTEN: u32 = 4;
 /// The time before a first answer is asked for again, and its doublings' limit.
 pub const PROBE_FIRST_NS: u64 = 50_000_000;
 /// See [`PROBE_FIRST_NS`].

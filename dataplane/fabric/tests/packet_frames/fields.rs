@@ -93,6 +93,8 @@ fn every_bad_field_of_a_message() {
         (6, 3, vec![1], "control", "zero"),
         (7, 1, vec![1], "control", "zero"),
         (7, 2, vec![1], "control", "zero"),
+        (8, 1, vec![1], "control", "zero"),
+        (8, 2, vec![64], "control", "slot"),
     ];
     for (which, at, bytes, frame, field) in cases {
         let message = messages()[which];
@@ -110,7 +112,7 @@ fn every_bad_field_of_a_message() {
 #[test]
 fn messages_that_are_none() {
     assert_eq!(Messages::parse(&[]), Err(ProtocolError::Field { frame: "control", field: "length" }));
-    for kind in [0, 8, 255] {
+    for kind in [0, 9, 255] {
         assert_eq!(Messages::parse(&[kind; 56]), Err(ProtocolError::Kind(kind)));
     }
     for message in messages() {

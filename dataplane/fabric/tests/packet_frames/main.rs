@@ -52,6 +52,7 @@ pub fn messages() -> Vec<Message> {
         Message::Close { why: velo_fabric::packet::protocol::frame::CloseReason::Source },
         Message::Ping { stamp: 0x3132_3334 },
         Message::Pong { stamp: 0x4142_4344 },
+        Message::Ready { slot: 5, read: 6 },
     ]
 }
 

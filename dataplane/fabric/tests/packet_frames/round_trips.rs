@@ -57,6 +57,7 @@ fn message() -> impl Strategy<Value = Message> {
         .prop_map(|why| Message::Close { why }),
         any::<u32>().prop_map(|stamp| Message::Ping { stamp }),
         any::<u32>().prop_map(|stamp| Message::Pong { stamp }),
+        (slot(), any::<u32>()).prop_map(|(slot, read)| Message::Ready { slot, read }),
     ]
 }
 

@@ -23,7 +23,7 @@ fn sealer(protection: Protection) -> Sealer {
     PathKeys::derive(&PathSecret([3; 32]), &name, Role::Dialler, protection).sealer
 }
 
-fn messages() -> [Message; 7] {
+fn messages() -> [Message; 8] {
     [
         Message::Read(ReadRequest {
             slot: 7,
@@ -47,6 +47,7 @@ fn messages() -> [Message; 7] {
         Message::Close { why: CloseReason::Source },
         Message::Ping { stamp: 1_006 },
         Message::Pong { stamp: 1_007 },
+        Message::Ready { slot: 10, read: 1_008 },
     ]
 }
 
@@ -161,15 +162,15 @@ fn every_field_of_plain_frames_is_shown() {
                 "2",
                 "2",
                 path,
-                "7,7,8,9",
-                "1001,1001,1004,1005",
+                "7,7,8,9,10",
+                "1001,1001,1004,1005,1008",
                 none,
                 "65536",
                 "1002",
                 none,
                 none,
                 none,
-                "1,2,3,4,5,6,7",
+                "1,2,3,4,5,6,7,8",
                 "1",
                 "1099511627776",
                 "1396",

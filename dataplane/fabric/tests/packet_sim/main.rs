@@ -8,3 +8,4 @@ mod curve;
 mod operations;
 mod rows;
 mod sharing;
+mod shelves;

@@ -273,6 +273,7 @@ impl Path {
                 let (reader, mut desk) = self.reading(shared);
                 reader.refused(now, *slot, *read, *why, &mut desk);
             }
+            Message::Ready { slot, read } => self.reader.ready(*slot, *read),
             Message::Close { .. } => self.close(now, PathError::Peer, None, shared),
             Message::Ping { stamp } => {
                 if let Some(place) = self.pongs.iter_mut().find(|pong| pong.is_none()) {
@@ -489,6 +490,11 @@ fn fill(
         && let Some((slot, read, why)) = supplier.next_refuse()
     {
         put(body, &Message::Refuse { slot, read, why });
+    }
+    while fits(body)
+        && let Some((slot, read)) = supplier.next_ready()
+    {
+        put(body, &Message::Ready { slot, read });
     }
     if !proven {
         return;

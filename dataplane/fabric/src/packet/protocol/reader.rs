@@ -64,9 +64,9 @@ pub(super) struct Reader {
     slots: [Option<Box<Reading>>; SLOTS],
     /// The number of the last read of each slot.
     numbers: [u32; SLOTS],
-    /// When each read was posted, in counted order.
-    posted: [u32; SLOTS],
-    next_posted: u32,
+    /// In which order the reads are asked for and granted something: that in which they were posted, until one has waited in vain.
+    order: [u32; SLOTS],
+    next_order: u32,
     /// Slots with a read.
     active: u64,
     /// Slots whose READ is to be sent.
@@ -78,6 +78,9 @@ pub(super) struct Reader {
     wanting: u64,
     /// Those of them with something that was lost.
     lossy: u64,
+    /// Slots whose reads the supplier is known to have the bytes of, and those granted something though that is not known.
+    confirmed: u64,
+    tentative: u64,
     /// Slots with something granted that has been passed.
     passed: u64,
     inflight: u64,
@@ -113,14 +116,16 @@ impl Reader {
         Self {
             slots: [const { None }; SLOTS],
             numbers: [0; SLOTS],
-            posted: [0; SLOTS],
-            next_posted: 0,
+            order: [0; SLOTS],
+            next_order: 0,
             active: 0,
             ask: 0,
             end: 0,
             end_again: 0,
             wanting: 0,
             lossy: 0,
+            confirmed: 0,
+            tentative: 0,
             passed: 0,
             inflight: 0,
             next_credit: 1,
@@ -164,12 +169,21 @@ impl Reader {
         }
         self.slots[slot] = Some(reading);
         self.active |= 1 << slot;
-        self.posted[slot] = self.next_posted;
-        self.next_posted = self.next_posted.wrapping_add(1);
+        self.put_last(slot);
         if self.segment_bytes != 0 {
             self.ask(slot);
         }
         Ok(())
+    }
+
+    fn put_last(&mut self, slot: usize) {
+        self.order[slot] = self.next_order;
+        self.next_order = self.next_order.wrapping_add(1);
+    }
+
+    /// The first of some slots.
+    fn first_of(&self, slots: u64) -> Option<usize> {
+        each(slots).min_by_key(|slot| self.order[*slot].wrapping_sub(self.next_order))
     }
 
     fn find(&self, tag: u64) -> Option<usize> {
@@ -239,6 +253,18 @@ impl Reader {
         self.finish(slot, Err(error), desk);
     }
 
+    /// The supplier has the bytes of a read, and waits to be granted something of it.
+    pub(super) fn ready(&mut self, slot: u16, read: u32) {
+        let slot = usize::from(slot);
+        if self.numbers[slot] != read {
+            return;
+        }
+        if let Some(reading) = self.slots[slot].as_mut().filter(|reading| reading.is_asked()) {
+            (reading.confirmed, reading.timeouts) = (true, 0);
+            self.update(slot);
+        }
+    }
+
     fn finish(&mut self, slot: usize, result: Result<u32, ReadError>, desk: &mut Desk<'_>) {
         let Some(reading) = self.slots[slot].take() else { return };
         self.inflight -= reading.granted_bytes();
@@ -246,7 +272,14 @@ impl Reader {
         self.active &= !bit;
         // Also where its READ has not gone out: what the slot held before may still wait for its end.
         self.end |= bit;
-        for mask in [&mut self.ask, &mut self.wanting, &mut self.lossy, &mut self.passed] {
+        for mask in [
+            &mut self.ask,
+            &mut self.wanting,
+            &mut self.lossy,
+            &mut self.passed,
+            &mut self.confirmed,
+            &mut self.tentative,
+        ] {
             *mask &= !bit;
         }
         desk.end(reading, result);
@@ -260,6 +293,8 @@ impl Reader {
         // Of a read that the supplier has not confirmed, only the beginning is granted.
         set(&mut self.wanting, reading.is_wanting() && (reading.confirmed || !reading.started));
         set(&mut self.lossy, reading.has_lost() && reading.confirmed);
+        set(&mut self.confirmed, reading.confirmed);
+        set(&mut self.tentative, reading.started && !reading.confirmed);
         set(&mut self.passed, reading.has_passed());
     }
 
@@ -386,10 +421,23 @@ impl Reader {
         if self.wanting == 0 || self.paced || self.spread_until.is_some() {
             return false;
         }
-        let room = self.congestion.window().saturating_sub(self.inflight);
+        let room = self.room();
         // What was lost waits for nothing else.
         let handful = if self.lossy != 0 { u64::from(self.segment_bytes) } else { self.handful() };
         room >= handful || self.inflight == 0
+    }
+
+    /// What may be granted now of the reads that come next.
+    fn room(&self) -> u64 {
+        let window = self.congestion.window();
+        let room = window.saturating_sub(self.inflight);
+        if self.wanting & self.confirmed != 0 {
+            return room;
+        }
+        // Of what may have to wait at the supplier, so much that the rest of the window is left to what need not.
+        let tentative = each(self.tentative).filter_map(|slot| self.slots[slot].as_ref());
+        let granted: u64 = tentative.map(|reading| reading.granted_bytes()).sum();
+        room.min((window / 2).max(self.segment_bytes.into()).saturating_sub(granted))
     }
 
     /// Grants go out in handfuls of so many bytes, not one for each segment that arrives.
@@ -400,7 +448,7 @@ impl Reader {
 
     /// The next READ that is to be sent.
     pub(super) fn next_ask(&mut self) -> Option<ReadRequest> {
-        let slot = each(self.ask).min_by_key(|slot| self.posted[*slot].wrapping_sub(self.next_posted))?;
+        let slot = self.first_of(self.ask)?;
         self.ask &= !(1 << slot);
         let reading = self.slots[slot].as_ref()?;
         Some(ReadRequest {
@@ -437,17 +485,14 @@ impl Reader {
 
     /// The next grant, as far as window and pacer allow; `left` bytes at most.
     pub(super) fn next_credit(&mut self, now: u64, left: &mut u64, pacer: &mut Pacer) -> Option<Credit> {
-        // Reads that were posted first come first.
-        let slot = each(self.wanting).min_by_key(|slot| self.posted[*slot].wrapping_sub(self.next_posted))?;
+        // What the supplier has goes before what may still wait there until it has it.
+        let mut room = self.room();
+        let slot = self.first_of(self.wanting & self.confirmed).or_else(|| self.first_of(self.wanting))?;
         let reading = self.slots[slot].as_mut()?;
         let next = u64::from(reading.next_bytes()?);
         let window = self.congestion.window();
-        let mut room = window.saturating_sub(self.inflight);
         if self.inflight == 0 {
             room = room.max(next);
-        }
-        if !reading.confirmed {
-            room = room.min((window / 2).max(next));
         }
         if room < next {
             self.congestion.hold_back();
@@ -510,10 +555,14 @@ impl Reader {
             reading.timeouts += 1;
             reading.active_ns = now;
             silent |= reading.timeouts > 1;
-            // The READ may be lost; or the supplier has forgotten it, because its turn was long in coming.
+            // The READ may be lost; or the supplier has forgotten it, because its turn was long in coming; or has no buffer for it before
+            // others have ended: those must have their turn, and it must know which have.
             if !reading.confirmed || reading.timeouts > 1 {
+                reading.confirmed &= reading.timeouts < limits::TAILS_UNTIL_FORGOTTEN;
                 reading.started &= reading.confirmed;
                 self.ask |= 1 << slot;
+                self.put_last(slot);
+                self.tell_ends();
             }
             self.update(slot);
         }

@@ -63,7 +63,7 @@ pub(super) struct Reading {
     last_passed: u16,
     granted_bytes: u64,
     granted: Box<[Granted; SEGMENTS_PER_READ]>,
-    /// Whether the supplier has said anything about it.
+    /// Whether the supplier has said that it has the bytes, or sent any.
     pub(super) confirmed: bool,
     /// Whether it was granted anything since it was last asked for.
     pub(super) started: bool,
@@ -256,7 +256,7 @@ impl Reading {
         }
         // Only the first word counts, and only where nothing says otherwise; before the supplier was asked, none does.
         let count = len.div_ceil(self.segment_bytes.max(1));
-        if self.count == 0 || len > self.len || self.confirmed || self.arrived.next(0).is_some() {
+        if self.count == 0 || len > self.len || self.arrived.next(0).is_some() {
             return false;
         }
         for segment in count..self.count {

@@ -70,6 +70,8 @@ pub(super) struct Supplier {
     current: Option<u8>,
     /// Slots whose REFUSE is to be sent.
     refuse: u64,
+    /// Slots whose READY is to be sent.
+    tell: u64,
 }
 
 /// A segment that is to be sent.
@@ -107,6 +109,7 @@ impl Supplier {
             ready: 0,
             current: None,
             refuse: 0,
+            tell: 0,
         }
     }
 
@@ -120,7 +123,7 @@ impl Supplier {
     }
 
     pub(super) fn has_messages(&self) -> bool {
-        self.refuse != 0
+        (self.refuse | self.tell) != 0
     }
 
     /// The peer wants a range. A READ that came before is only a sign of life.
@@ -130,8 +133,11 @@ impl Supplier {
         if !matches!(slot.state, State::Vacant) {
             if slot.read == request.read {
                 slot.heard_ns = now;
-                if matches!(slot.state, State::Refused(_)) {
-                    self.refuse |= 1 << index;
+                match slot.state {
+                    State::Refused(_) => self.refuse |= 1 << index,
+                    // The reader does not know it.
+                    State::Loaded(_) if slot.first == NONE => self.tell |= 1 << index,
+                    _ => {}
                 }
                 return;
             }
@@ -172,6 +178,7 @@ impl Supplier {
             return;
         }
         slot.heard_ns = now;
+        self.tell &= !(1 << index);
         self.withdraw(index, credit);
         let slot = &mut self.slots[index];
         if self.free == NONE || usize::from(slot.count) >= GRANTS_PER_SLOT {
@@ -286,9 +293,9 @@ impl Supplier {
                 slot.len = loaded.len;
                 slot.state = State::Loaded(loaded);
                 to.counters.reads_served += 1;
-                if slot.first != NONE {
-                    self.ready |= 1 << index;
-                }
+                // Data say that they are there, too.
+                let mask = if slot.first == NONE { &mut self.tell } else { &mut self.ready };
+                *mask |= 1 << index;
             }
             // It gave nothing, or more than was asked: either way nothing that can be sent.
             other => {
@@ -312,6 +319,7 @@ impl Supplier {
         let state = std::mem::replace(&mut slot.state, State::Vacant);
         self.held &= !(1 << index);
         self.refuse &= !(1 << index);
+        self.tell &= !(1 << index);
         if !matches!(state, State::Vacant) {
             let id = ServeId { path: to.path, slot: index as u16, read: slot.read };
             to.events.push_back(Event::Release { id, peer: to.peer, sent_bytes: slot.sent_bytes });
@@ -345,6 +353,13 @@ impl Supplier {
             State::Refused(why) => Some((index as u16, slot.read, why)),
             _ => None,
         }
+    }
+
+    /// The next slot and read of which a READY is to be sent.
+    pub(super) fn next_ready(&mut self) -> Option<(u16, u32)> {
+        let index = each(self.tell).next()?;
+        self.tell &= !(1 << index);
+        Some((index as u16, self.slots[index].read))
     }
 
     /// The next segment to be sent, by the order of the grants.
@@ -425,20 +440,49 @@ mod tests {
     use super::*;
     use crate::What;
 
+    const PEER: NodeId = NodeId::from_bytes([0; 32]);
+
+    fn read(read: u32) -> ReadRequest {
+        let (blob, what) = (BlobId::from_bytes([0; 32]), What::Blob);
+        ReadRequest { slot: 3, read, blob, what, offset_bytes: 0, len: 10, segment_bytes: 1_024 }
+    }
+
+    #[test]
+    fn bytes_that_nothing_is_granted_of_are_announced() {
+        let (mut events, mut counters) = (VecDeque::new(), EndpointCounters::default());
+        let mut to = Counter { path: 1, peer: PEER, events: &mut events, counters: &mut counters };
+        let mut supplier = Supplier::new();
+        let answer = |read| {
+            let bytes = LoadedBytes::Shared(vec![7; 10].into());
+            let result = Ok(Loaded { bytes, len: 10, lease: Box::new(()) });
+            Answer { id: ServeId { path: 1, slot: 3, read }, result }
+        };
+        let credit = |read, number| Credit { slot: 3, read, number, stamp: 0, first: 0, mask: 1 };
+        supplier.read(0, &read(1), &mut to);
+        assert_eq!(supplier.next_ready(), None, "they are not there yet");
+        supplier.answer(answer(1), &mut to);
+        assert!(supplier.has_messages() && !supplier.has_data());
+        assert_eq!(supplier.next_ready(), Some((3, 1)));
+        assert_eq!(supplier.next_ready(), None);
+        supplier.read(1, &read(1), &mut to);
+        assert_eq!(supplier.next_ready(), Some((3, 1)), "the first was lost");
+        supplier.read(2, &read(1), &mut to);
+        supplier.credit(2, &credit(1, 1), &mut to);
+        assert!(!supplier.has_messages() && supplier.has_data(), "data say it, too");
+        assert!(supplier.next_segment(2, to.counters).is_some());
+        supplier.read(3, &read(1), &mut to);
+        supplier.end(3, 1, &mut to);
+        assert!(!supplier.has_messages(), "what has ended");
+        supplier.read(4, &read(2), &mut to);
+        supplier.credit(4, &credit(2, 2), &mut to);
+        supplier.answer(answer(2), &mut to);
+        assert!(!supplier.has_messages() && supplier.has_data());
+    }
+
     #[test]
     fn an_end_covers_the_reads_before_it() {
         let (mut events, mut counters) = (VecDeque::new(), EndpointCounters::default());
-        let peer = NodeId::from_bytes([0; 32]);
-        let mut to = Counter { path: 1, peer, events: &mut events, counters: &mut counters };
-        let read = |read| ReadRequest {
-            slot: 3,
-            read,
-            blob: BlobId::of(b""),
-            what: What::Blob,
-            offset_bytes: 0,
-            len: 10,
-            segment_bytes: 1_024,
-        };
+        let mut to = Counter { path: 1, peer: PEER, events: &mut events, counters: &mut counters };
         let mut supplier = Supplier::new();
         supplier.read(0, &read(5), &mut to);
         supplier.end(3, 4, &mut to);

@@ -38,7 +38,7 @@ impl Lot {
 impl Transfer {
     /// A transfer with this loss and everything else drawn by `seed`: 4 to 64 MiB, 10 Mbit/s to 400 Gbit/s, a round trip of 0.01 to
     /// 200 ms, duplication up to 50 %, reordering up to 64 frames, corruption up to 1 %, the size of datagrams, queue, marks, window,
-    /// protection; sometimes a way that carries less than the ports do, or that carries nothing for a while.
+    /// protection; sometimes a way that carries less than the ports do, or a sender that has few buffers or is slow to fill them.
     pub fn drawn(seed: u64, loss: f64) -> Self {
         let mut lot = Lot(seed ^ loss.to_bits());
         let bytes = lot.magnitude(f64::from(4 << 20), f64::from(64 << 20)) as u64;
@@ -75,6 +75,12 @@ impl Transfer {
         transfer.reads = 1 + (lot.next() % READS_PER_PATH as u64) as usize;
         if lot.one_in(4) {
             transfer.window_max_bytes = lot.magnitude(256e3, WINDOW_MAX_BYTES as f64) as u64;
+        }
+        if lot.one_in(3) {
+            transfer.buffers = 1 + (lot.next() % 16) as usize;
+        }
+        if lot.one_in(3) {
+            transfer.load = Duration::from_secs_f64(lot.magnitude(10e-6, 50e-3));
         }
         transfer
     }

@@ -214,7 +214,7 @@ impl Table {
         for _ in 0..1 + input.byte() % 24 {
             let slot = (input.byte() % READS_PER_PATH as u8).into();
             let read = input.below(8);
-            messages.push(match input.byte() % 12 {
+            messages.push(match input.byte() % 13 {
                 0..=3 => Message::Read(ReadRequest {
                     slot,
                     read,
@@ -237,6 +237,10 @@ impl Table {
                     Message::Refuse { slot, read, why: Refusal::NotHere }
                 }
                 10 => Message::Ping { stamp: read },
+                11 => {
+                    let read = self.requests.get(&slot).map_or(read, |request| request.read);
+                    Message::Ready { slot, read }
+                }
                 _ if input.byte() == 0 => Message::Close { why: CloseReason::Done },
                 _ => Message::Pong { stamp: read },
             });

@@ -58,6 +58,10 @@ pub struct Transfer {
     pub bytes: u64,
     /// Reads that the receiver keeps outstanding for each sender.
     pub reads: usize,
+    /// How many of the reads each sender has the bytes of at a time: the others wait until one has ended.
+    pub buffers: usize,
+    /// How long it takes to get them.
+    pub load: Duration,
     /// The links of each sender, both ways.
     pub sender: Link,
     /// The receiver's link towards it.
@@ -90,6 +94,8 @@ impl Transfer {
             senders: 1,
             bytes,
             reads: limits::READS_PER_PATH,
+            buffers: limits::READS_PER_PATH,
+            load: Duration::ZERO,
             sender: link.clone(),
             down: link.clone(),
             up: link,

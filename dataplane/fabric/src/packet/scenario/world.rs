@@ -1,5 +1,6 @@
 //! Stations in a simulated network, driven in virtual time until all they fetch is there.
 
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::packet::limits::{READS_PER_PATH, WINDOW_MAX_BYTES};
 use crate::packet::port::sim::{Host, LinkId, Network};
 use crate::packet::protocol::seal::{PathKeys, PathName, PathSecret, Role};
 use crate::packet::protocol::{
-    Answer, Endpoint, EndpointOptions, Event, Loaded, LoadedBytes, NewPath, Timestamp,
+    Answer, Ask, Endpoint, EndpointOptions, Event, Loaded, LoadedBytes, NewPath, ServeId, Timestamp,
 };
 use crate::pool::{BUFFER_BYTES, Pool};
 use crate::{Completion, PathId, Read, Refusal, What};
@@ -30,10 +31,54 @@ struct Fetch {
     ended: Option<u64>,
 }
 
+/// Where the bytes come from that a station's peers read: a few buffers, each filled in some time and kept until its read has ended.
+struct Shelf {
+    buffers: usize,
+    load_ns: u64,
+    waiting: VecDeque<Ask>,
+    /// What is being read, and when it is there.
+    loading: VecDeque<(u64, Ask)>,
+    held: Vec<ServeId>,
+}
+
+impl Shelf {
+    fn hand_on(&mut self, now: u64) {
+        while self.held.len() < self.buffers
+            && let Some(ask) = self.waiting.pop_front()
+        {
+            self.held.push(ask.id);
+            self.loading.push_back((now + self.load_ns, ask));
+        }
+    }
+
+    fn release(&mut self, now: u64, id: ServeId) {
+        self.waiting.retain(|ask| ask.id != id);
+        self.held.retain(|held| *held != id);
+        self.hand_on(now);
+    }
+
+    /// When there is an answer.
+    fn wake(&self) -> u64 {
+        self.loading.front().map_or(u64::MAX, |(at, _)| *at)
+    }
+
+    fn answer(&mut self, now: u64) -> Option<Answer> {
+        let (_, ask) = self.loading.pop_front_if(|(at, _)| *at <= now)?;
+        let result = if ask.blob == blob() && ask.offset_bytes.is_multiple_of(BUFFER_BYTES as u64) {
+            let bytes = LoadedBytes::Shared(piece(ask.offset_bytes / BUFFER_BYTES as u64).clone());
+            Ok(Loaded { bytes, len: ask.len, lease: Box::new(()) })
+        } else {
+            Err(Refusal::NotHere)
+        };
+        Some(Answer { id: ask.id, result })
+    }
+}
+
 /// A host with an endpoint.
 struct Station {
     host: Host,
     endpoint: Endpoint,
+    shelf: Shelf,
     /// When it wants a turn without anything arriving.
     wake: u64,
     /// The device has no room before.
@@ -106,7 +151,14 @@ impl World {
             seed: self.seed.wrapping_mul(31).wrapping_add(host.index() as u64),
         };
         self.by_host.push(Some(self.stations.len()));
-        self.stations.push(Station { host, endpoint: Endpoint::new(options), wake: 0, room: 0 });
+        let shelf = Shelf {
+            buffers: transfer.buffers,
+            load_ns: transfer.load.as_nanos() as u64,
+            waiting: VecDeque::new(),
+            loading: VecDeque::new(),
+            held: Vec::new(),
+        };
+        self.stations.push(Station { host, endpoint: Endpoint::new(options), shelf, wake: 0, room: 0 });
         self.stations.len() - 1
     }
 
@@ -263,8 +315,15 @@ impl World {
         if station.endpoint.poll_timeout().is_some_and(|at| at <= now) {
             station.endpoint.handle_timeout(now);
         }
-        while let Some(event) = self.stations[index].endpoint.poll_event() {
-            self.event(index, event);
+        loop {
+            let station = &mut self.stations[index];
+            if let Some(event) = station.endpoint.poll_event() {
+                self.event(index, event);
+            } else if let Some(answer) = station.shelf.answer(now.0) {
+                station.endpoint.answer(now, answer);
+            } else {
+                break;
+            }
         }
         let station = &mut self.stations[index];
         station.wake = u64::MAX;
@@ -280,23 +339,18 @@ impl World {
             }
         }
         let timeout = station.endpoint.poll_timeout().map_or(u64::MAX, |at| at.0.max(now.0 + 1));
-        station.wake = station.wake.min(timeout);
+        station.wake = station.wake.min(timeout).min(station.shelf.wake());
     }
 
     fn event(&mut self, index: usize, event: Event) {
         let now = Timestamp(self.now);
         match event {
             Event::Ask(ask) => {
-                let bytes = piece(ask.offset_bytes / BUFFER_BYTES as u64);
-                let result = if ask.blob == blob() && ask.offset_bytes.is_multiple_of(BUFFER_BYTES as u64) {
-                    let bytes = LoadedBytes::Shared(bytes.clone());
-                    Ok(Loaded { bytes, len: ask.len, lease: Box::new(()) })
-                } else {
-                    Err(Refusal::NotHere)
-                };
-                self.stations[index].endpoint.answer(now, Answer { id: ask.id, result });
+                let shelf = &mut self.stations[index].shelf;
+                shelf.waiting.push_back(ask);
+                shelf.hand_on(now.0);
             }
-            Event::Release { .. } => {}
+            Event::Release { id, .. } => self.stations[index].shelf.release(now.0, id),
             Event::Proven { path } => {
                 let Some(number) = self.fetch_of(index, path) else { return };
                 self.fetches[number].started = Some(now.0);

@@ -15,6 +15,7 @@ const REFUSE: u8 = 4;
 const CLOSE: u8 = 5;
 const PING: u8 = 6;
 const PONG: u8 = 7;
+const READY: u8 = 8;
 
 /// The longest message.
 pub const MESSAGE_MAX_BYTES: usize = size_of::<ReadBytes>();
@@ -30,6 +31,7 @@ pub const MESSAGE_MAX_BYTES: usize = size_of::<ReadBytes>();
 /// | 5 CLOSE | 8 | 1 why (0 done, 1 stalled, 2 protocol, 3 source), 2..8 zero |
 /// | 6 PING | 8 | 1..4 zero, 4..8 stamp |
 /// | 7 PONG | 8 | 1..4 zero, 4..8 stamp |
+/// | 8 READY | 8 | 1 zero, 2..4 slot, 4..8 read |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Message {
     /// The reader wants a range; it comes as it grants credit.
@@ -66,6 +68,13 @@ pub enum Message {
     Pong {
         /// That of the PING.
         stamp: u32,
+    },
+    /// The supplier has the bytes of a read, and nothing that it may send of it.
+    Ready {
+        /// The slot.
+        slot: u16,
+        /// The number of the read in it.
+        read: u32,
     },
 }
 
@@ -172,7 +181,7 @@ impl Message {
         match kind {
             READ => ReadBytes::decode(bytes).map(|message| (message, size_of::<ReadBytes>())),
             CREDIT => CreditBytes::decode(bytes).map(|message| (message, size_of::<CreditBytes>())),
-            END..=PONG => ShortBytes::decode(bytes).map(|message| (message, size_of::<ShortBytes>())),
+            END..=READY => ShortBytes::decode(bytes).map(|message| (message, size_of::<ShortBytes>())),
             _ => Err(ProtocolError::Kind(kind)),
         }
     }
@@ -193,6 +202,7 @@ impl Message {
             Self::Close { why } => short(CLOSE, why as u8, 0, 0),
             Self::Ping { stamp } => short(PING, 0, 0, stamp),
             Self::Pong { stamp } => short(PONG, 0, 0, stamp),
+            Self::Ready { slot, read } => short(READY, 0, slot, read),
         };
         to.copy_from_slice(short.as_bytes());
     }
@@ -298,7 +308,7 @@ impl ShortBytes {
         let (bytes, _) = Self::ref_from_prefix(bytes).map_err(|_| bad("length"))?;
         let (slot, word, detail) = (bytes.slot.get(), bytes.word.get(), bytes.detail);
         match bytes.kind {
-            END | REFUSE if usize::from(slot) >= READS_PER_PATH => Err(bad("slot")),
+            END | REFUSE | READY if usize::from(slot) >= READS_PER_PATH => Err(bad("slot")),
             END if detail == 0 => Ok(Message::End { slot, read: word }),
             REFUSE if detail == 0 => Ok(Message::Refuse { slot, read: word, why: Refusal::NotHere }),
             REFUSE if detail == 1 => Ok(Message::Refuse { slot, read: word, why: Refusal::Refused }),
@@ -314,6 +324,7 @@ impl ShortBytes {
             }
             PING if detail == 0 && slot == 0 => Ok(Message::Ping { stamp: word }),
             PONG if detail == 0 && slot == 0 => Ok(Message::Pong { stamp: word }),
+            READY if detail == 0 => Ok(Message::Ready { slot, read: word }),
             REFUSE => Err(bad("why")),
             _ => Err(bad("zero")),
         }
