@@ -4,7 +4,7 @@ use velo_fabric::packet::port::Port;
 use velo_fabric::packet::protocol::NewPath;
 use velo_fabric::packet::{Packet, PacketPathError};
 use velo_fabric::tcp::{Tcp, TcpPath};
-use velo_fabric::{Fabric, FabricCounters, PathError, PathId};
+use velo_fabric::{Fabric, PathError, PathId};
 use velo_object::NodeId;
 
 /// A path for some fabric.
@@ -95,11 +95,7 @@ impl<P: Port> Carrier for Packet<P> {
     }
 
     fn own_counters(&self, each: &mut dyn FnMut(&'static str, u64)) {
-        let known = FabricCounters::default();
-        let known = |name: &str| known.named().any(|(known, _)| known == name);
-        for (name, value) in self.endpoint_counters().named().filter(|(name, _)| !known(name)) {
-            each(name, value);
-        }
+        self.endpoint_counters().named().for_each(|(name, value)| each(name, value));
         self.port_counters().named().for_each(|(name, value)| each(name, value));
     }
 }

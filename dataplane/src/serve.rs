@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use velo_fabric::{Refusal, Serve, Served, ServedContent, What};
+use velo_fabric::{Bytes, Refusal, Serve, Served, ServedContent, What};
 use velo_object::{BlobId, NodeId};
 use velo_store::{Store, StoreError};
 
@@ -36,7 +36,7 @@ impl Serve for StoreServe {
             velo_store::ServedContent::File { file, offset_bytes } => {
                 ServedContent::File { file, offset_bytes }
             }
-            velo_store::ServedContent::Bytes(bytes) => ServedContent::Bytes(bytes::Bytes::from_owner(bytes)),
+            velo_store::ServedContent::Bytes(bytes) => ServedContent::Bytes(Bytes::from_owner(bytes)),
         };
         Ok(Served { content, len: served.len_bytes as u32, lease: Box::new(served.lease) })
     }

@@ -7,10 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
-use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use velo_fabric::pool::{BUFFER_BYTES, Buffer, Pool, PoolOptions};
-use velo_fabric::{Completion, Fabric, PathId, Read, Refusal, Serve, Served, ServedContent, What};
+use velo_fabric::{Bytes, Completion, Fabric, PathId, Read, Refusal, Serve, Served, ServedContent, What};
 use velo_object::{BlobId, NodeId};
 
 /// Pieces of each region.

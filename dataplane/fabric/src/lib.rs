@@ -14,6 +14,8 @@ pub mod pool;
 pub mod ring;
 pub mod tcp;
 
+/// Shared memory that is served, of the crate `bytes`.
+pub use bytes::Bytes;
 pub use fabric::{
     Completion, Fabric, FabricCounters, PathError, PathId, ProtocolError, Read, ReadError, Refusal, Serve,
     Served, ServedContent, What,

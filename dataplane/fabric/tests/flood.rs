@@ -138,6 +138,6 @@ fn a_flood_does_no_harm() {
         );
         assert!(grown < 8 << 20, "{grown} bytes more");
         assert!(counters.rejected > 0 && counters.unknown > 0 && checked > 0, "{counters:?}");
-        assert_eq!((counters.protocol_errors, counters.moves, counters.stalls), (0, 0, 0));
+        assert_eq!((counters.fabric.protocol_errors, counters.moves, counters.fabric.stalls), (0, 0, 0));
     });
 }

@@ -14,7 +14,7 @@ use velo_fabric::packet::protocol::seal::{Cipher, PathKeys, PathName, PathSecret
 use velo_fabric::packet::protocol::{EndpointOptions, NewPath};
 use velo_fabric::packet::supply::Inline;
 use velo_fabric::pool::{BUFFER_BYTES, Pool};
-use velo_fabric::{Completion, Fabric, Read, Refusal, Serve, Served, ServedContent, What};
+use velo_fabric::{Bytes, Completion, Fabric, Read, Refusal, Serve, Served, ServedContent, What};
 use velo_object::{BlobId, NodeId};
 
 use super::{PATIENCE, end, port, wait_for_link};
@@ -25,7 +25,7 @@ const READS_AT_ONCE: u64 = 8;
 const BLOB: BlobId = BlobId::from_bytes([7; 32]);
 
 /// The bytes of a piece. The last is shorter.
-fn piece(index: u64) -> Arc<[u8]> {
+fn piece(index: u64) -> Bytes {
     let mut state = index.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -37,14 +37,14 @@ fn piece(index: u64) -> Arc<[u8]> {
     std::iter::repeat_with(&mut next).flatten().take(len).collect()
 }
 
-struct Pieces(Vec<Arc<[u8]>>);
+struct Pieces(Vec<Bytes>);
 
 impl Serve for Pieces {
     fn serve(&self, _: NodeId, blob: &BlobId, _: What, range: Range<u64>) -> Result<Served, Refusal> {
         let index = range.start / BUFFER_BYTES as u64;
         let bytes = self.0.get(index as usize).filter(|_| *blob == BLOB).ok_or(Refusal::NotHere)?;
         let len = (range.end - range.start).min(bytes.len() as u64) as u32;
-        Ok(Served { content: ServedContent::Bytes(bytes.to_vec().into()), len, lease: Box::new(()) })
+        Ok(Served { content: ServedContent::Bytes(bytes.clone()), len, lease: Box::new(()) })
     }
 
     fn sent(&self, _: NodeId, _: u64) {}
@@ -115,7 +115,7 @@ impl<P: Port> End<P> {
     fn run(mut self, other: &[String]) {
         let pool = Pool::new((2 * READS_AT_ONCE) << 20).expect("memory");
         // Made beforehand, so that nothing but moving the bytes lies between the marks.
-        let right: Vec<Arc<[u8]>> = (0..PIECES).map(piece).collect();
+        let right: Vec<Bytes> = (0..PIECES).map(piece).collect();
         let mut marked = false;
         let (mut asked, mut read, mut proven) = (0, 0, false);
         let (mut done, mut began) = (Vec::with_capacity(64), Instant::now());

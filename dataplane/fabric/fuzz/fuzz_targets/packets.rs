@@ -65,7 +65,7 @@ fn stranger(protection: Protection, mut input: Input<'_>) {
         station.endpoint.handle_datagram(now, arrival);
         let after = station.endpoint.counters();
         assert_eq!(after.unknown + after.rejected, before.unknown + before.rejected + 1);
-        assert_eq!((after.datagrams_in, after.protocol_errors), (0, 0));
+        assert_eq!((after.datagrams_in, after.fabric.protocol_errors), (0, 0));
         assert!(station.endpoint.poll_event().is_none(), "a stranger causes an event");
         assert!(station.endpoint.poll_transmit(now, &mut space).is_none(), "a stranger is answered");
     }

@@ -335,23 +335,7 @@ impl<P: Port> Fabric for Packet<P> {
     }
 
     fn counters(&self) -> FabricCounters {
-        let of = self.endpoint.counters();
-        FabricCounters {
-            reads_posted: of.reads_posted,
-            reads_done: of.reads_done,
-            reads_failed: of.reads_failed,
-            reads_served: of.reads_served,
-            reads_refused: of.reads_refused,
-            payload_bytes_in: of.payload_bytes_in,
-            payload_bytes_out: of.payload_bytes_out,
-            bytes_in: of.bytes_in,
-            bytes_out: of.bytes_out,
-            stalls: of.stalls,
-            not_reading: 0,
-            protocol_errors: of.protocol_errors,
-            paths_opened: of.paths_opened,
-            paths_closed: of.paths_closed,
-        }
+        self.endpoint.counters().fabric
     }
 }
 

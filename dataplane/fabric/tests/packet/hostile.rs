@@ -63,7 +63,7 @@ fn a_stranger_gets_no_answer_and_changes_nothing() {
         assert!(stranger.recv(&mut [0; 100]).is_err(), "{protection:?}: a stranger was answered");
         let (a, b) = (pair.a.endpoint_counters(), pair.b.endpoint_counters());
         assert!(a.rejected > 0 && a.unknown > 0 && b.rejected > 0 && b.unknown > 0, "{a:?} {b:?}");
-        assert_eq!((a.protocol_errors + b.protocol_errors, a.moves + b.moves), (0, 0));
+        assert_eq!((a.fabric.protocol_errors + b.fabric.protocol_errors, a.moves + b.moves), (0, 0));
         assert_eq!((pair.a.paths(), pair.b.paths()), (1, 1));
     }
 }
@@ -99,13 +99,13 @@ fn content_goes_to_nobody_who_has_not_answered() {
         elsewhere.send_to(&frame[..len.unwrap()], pair.b.local()).unwrap();
         let (mut served_at, mut heard) = (None, 0);
         pair.drive(|pair| {
-            let served = pair.b.endpoint_counters().reads_served == 1;
+            let served = pair.b.endpoint_counters().fabric.reads_served == 1;
             served_at = served_at.or(served.then(Instant::now));
             heard += usize::from(victim.recv(&mut [0; 2000]).is_ok());
             served_at.is_some_and(|at| at.elapsed() > Duration::from_millis(200))
         });
         let counters = pair.b.endpoint_counters();
-        assert_eq!(counters.payload_bytes_out, 0, "{protection:?}: {counters:?}");
+        assert_eq!(counters.fabric.payload_bytes_out, 0, "{protection:?}: {counters:?}");
         assert!((1..100).contains(&heard), "{heard} probes in a fifth of a second");
     }
 }
@@ -157,7 +157,7 @@ fn what_was_overheard_comes_again() {
         }
         let (a, b) = (pair.a.endpoint_counters(), pair.b.endpoint_counters());
         assert!(a.replayed > 0 && b.replayed > 0 && a.rejected > 0, "{a:?} {b:?}");
-        assert_eq!((a.moves, b.moves, a.protocol_errors, b.protocol_errors), (0, 0, 0, 0));
+        assert_eq!((a.moves, b.moves, a.fabric.protocol_errors, b.fabric.protocol_errors), (0, 0, 0, 0));
         assert!(elsewhere.recv(&mut [0; 2048]).is_err(), "{protection:?}: a copy was answered");
     }
 }

@@ -81,7 +81,7 @@ fn a_way_that_carries_nothing_for_a_while_goes_on() {
         }
     });
     complete(&outcome, &transfer);
-    assert_eq!((counters[0].stalls, counters[0].black_holes), (0, 0));
+    assert_eq!((counters[0].fabric.stalls, counters[0].black_holes), (0, 0));
     assert!(outcome.elapsed < Duration::from_millis(3_500), "{:?}", outcome.elapsed);
 }
 
@@ -96,7 +96,7 @@ fn a_way_that_carries_nothing_any_more_is_a_typed_error() {
     assert!(!outcome.complete && outcome.wrong.is_none());
     let error = outcome.error.expect("the path is closed");
     assert!(error.contains("sent nothing for 5000 ms") || error.contains("stalled"), "{error}");
-    assert_eq!((counters[0].stalls, counters[0].paths_closed), (1, 1));
+    assert_eq!((counters[0].fabric.stalls, counters[0].fabric.paths_closed), (1, 1));
 }
 
 #[test]

@@ -148,7 +148,7 @@ impl Endpoint {
         };
         self.ids.insert(id, place);
         self.numbers.insert(number, place);
-        self.shared.counters.paths_opened += 1;
+        self.shared.counters.fabric.paths_opened += 1;
         self.settle(now.0, place);
         Ok(())
     }
@@ -169,7 +169,7 @@ impl Endpoint {
             return Err(read);
         };
         to.post(now.0, read, &mut self.shared)?;
-        self.shared.counters.reads_posted += 1;
+        self.shared.counters.fabric.reads_posted += 1;
         self.settle(now.0, place);
         Ok(())
     }

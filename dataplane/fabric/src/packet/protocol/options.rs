@@ -9,7 +9,7 @@ use super::seal::PathKeys;
 use super::{Ask, ServeId};
 use crate::counters::counters;
 use crate::packet::limits;
-use crate::{Completion, PathId};
+use crate::{Completion, FabricCounters, PathId};
 
 /// How an endpoint behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,26 +132,9 @@ pub struct PathInfo {
 }
 
 counters! {
-    /// Plain counters of one endpoint; they only grow.
+    /// Plain counters of one endpoint, besides those that every fabric has; they only grow.
     EndpointCounters {
-        /// Reads accepted from this node.
-        reads_posted,
-        /// Reads that delivered their bytes.
-        reads_done,
-        /// Reads that ended without.
-        reads_failed,
-        /// Reads of peers that were answered with bytes.
-        reads_served,
-        /// Reads of peers that were refused.
-        reads_refused,
-        /// Bytes of content that arrived, each once.
-        payload_bytes_in,
-        /// Bytes of content sent, again where they were asked for again.
-        payload_bytes_out,
-        /// Bytes of datagrams that arrived from peers.
-        bytes_in,
-        /// Bytes of datagrams sent.
-        bytes_out,
+        ..fabric: FabricCounters,
         /// Datagrams that arrived from peers.
         datagrams_in,
         /// Datagrams sent.
@@ -180,13 +163,5 @@ counters! {
         black_holes,
         /// Times that a peer has moved to another address.
         moves,
-        /// Paths closed because the peer stalled.
-        stalls,
-        /// Paths closed because the peer broke the protocol.
-        protocol_errors,
-        /// Paths added.
-        paths_opened,
-        /// Paths closed, for whatever reason.
-        paths_closed,
     }
 }

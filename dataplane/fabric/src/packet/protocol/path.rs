@@ -172,11 +172,11 @@ impl Path {
             _ => ReadError::PathClosed,
         };
         match error {
-            PathError::Stalled { .. } => shared.counters.stalls += 1,
-            PathError::Protocol(_) => shared.counters.protocol_errors += 1,
+            PathError::Stalled { .. } => shared.counters.fabric.stalls += 1,
+            PathError::Protocol(_) => shared.counters.fabric.protocol_errors += 1,
             _ => {}
         }
-        shared.counters.paths_closed += 1;
+        shared.counters.fabric.paths_closed += 1;
         let (reader, mut desk) = self.reading(shared);
         reader.fail_all(ended, &mut desk);
         let (supplier, mut counter) = self.supplying(shared);
@@ -211,7 +211,7 @@ impl Path {
             return;
         }
         shared.counters.datagrams_in += 1;
-        shared.counters.bytes_in += len as u64;
+        shared.counters.fabric.bytes_in += len as u64;
         self.heard_ns = now;
         let Opened { number, newest, proof, frame } = opened;
         if newest && proof == Proof::Strong && from != self.probing.remote() {
@@ -412,7 +412,7 @@ impl Path {
 
     fn sent(&mut self, departure: Departure, shared: &mut Shared) -> Departure {
         shared.counters.datagrams_out += 1;
-        shared.counters.bytes_out += departure.len as u64;
+        shared.counters.fabric.bytes_out += departure.len as u64;
         self.turn_bytes += departure.len;
         departure
     }

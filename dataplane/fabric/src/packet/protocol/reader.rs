@@ -45,8 +45,8 @@ pub(super) struct Desk<'a> {
 impl Desk<'_> {
     fn end(&mut self, mut reading: Box<Reading>, result: Result<u32, ReadError>) {
         match result {
-            Ok(_) => self.counters.reads_done += 1,
-            Err(_) => self.counters.reads_failed += 1,
+            Ok(_) => self.counters.fabric.reads_done += 1,
+            Err(_) => self.counters.fabric.reads_failed += 1,
         }
         if let Some(mut buffer) = reading.finish() {
             if let Ok(len) = result {
@@ -352,7 +352,7 @@ impl Reader {
         reading.timeouts = 0;
         self.progress_ns = now;
         self.arrived += 1;
-        desk.counters.payload_bytes_in += len;
+        desk.counters.fabric.payload_bytes_in += len;
         self.measure(now, len, data, marked, desk);
         let Some(reading) = &self.slots[slot] else { return };
         if reading.is_complete() {

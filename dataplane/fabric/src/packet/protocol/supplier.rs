@@ -292,7 +292,7 @@ impl Supplier {
             {
                 slot.len = loaded.len;
                 slot.state = State::Loaded(loaded);
-                to.counters.reads_served += 1;
+                to.counters.fabric.reads_served += 1;
                 // Data say that they are there, too.
                 let mask = if slot.first == NONE { &mut self.tell } else { &mut self.ready };
                 *mask |= 1 << index;
@@ -300,7 +300,7 @@ impl Supplier {
             // It gave nothing, or more than was asked: either way nothing that can be sent.
             other => {
                 slot.state = State::Refused(other.err().unwrap_or(Refusal::NotHere));
-                to.counters.reads_refused += 1;
+                to.counters.fabric.reads_refused += 1;
                 self.drop_grants(index);
                 self.refuse |= 1 << index;
             }
@@ -399,7 +399,7 @@ impl Supplier {
             let slot = &mut self.slots[index];
             let bytes = u64::from(to_byte - from);
             slot.sent_bytes += bytes;
-            to.payload_bytes_out += bytes;
+            to.fabric.payload_bytes_out += bytes;
             let held = u32::try_from(now.saturating_sub(arrived_ns) / 1_000).unwrap_or(u32::MAX);
             let State::Loaded(loaded) = &slot.state else { return None };
             return Some(Segment {

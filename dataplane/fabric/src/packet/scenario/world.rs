@@ -63,7 +63,7 @@ impl Shelf {
     }
 
     fn answer(&mut self, now: u64) -> Option<Answer> {
-        let (_, ask) = self.loading.pop_front_if(|(at, _)| *at <= now)?;
+        let (_, ask) = if self.wake() <= now { self.loading.pop_front()? } else { return None };
         let result = if ask.blob == blob() && ask.offset_bytes.is_multiple_of(BUFFER_BYTES as u64) {
             let bytes = LoadedBytes::Shared(piece(ask.offset_bytes / BUFFER_BYTES as u64).clone());
             Ok(Loaded { bytes, len: ask.len, lease: Box::new(()) })
@@ -434,7 +434,9 @@ impl World {
             elapsed: Duration::from_nanos(ended.saturating_sub(started)),
             rates: rates.collect(),
             receiver: self.stations[station].endpoint.counters(),
-            payload_bytes_sent: others.map(|other| self.endpoint(other).counters().payload_bytes_out).sum(),
+            payload_bytes_sent: others
+                .map(|other| self.endpoint(other).counters().fabric.payload_bytes_out)
+                .sum(),
             queue_max_bytes: counters.queue_max_bytes,
             overflowed: counters.overflowed,
             lost: counters.lost,
