@@ -158,7 +158,7 @@ impl<P: Port> End<P> {
         println!(
             "{}: {:.0} MB/s with all that looks at the bytes, {} segments asked for again",
             self.name,
-            counters.payload_bytes_in as f64 / seconds / 1e6,
+            counters.fabric.payload_bytes_in as f64 / seconds / 1e6,
             counters.segments_lost,
         );
         end(&other[0]);
