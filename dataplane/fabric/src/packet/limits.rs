@@ -74,6 +74,8 @@ pub const PROBED_WAITING: usize = 8;
 pub const PING_AFTER_NS: u64 = 250_000_000;
 /// How long a supplier keeps what nobody asks for.
 pub const SERVE_IDLE_NS: u64 = 30_000_000_000;
+/// How long a reader grants nothing of a read before it says again that it wants it.
+pub const READ_AGAIN_NS: u64 = SERVE_IDLE_NS / 4;
 /// How often a closed path tells the peer.
 pub const CLOSE_TELLS: u32 = 3;
 

@@ -25,3 +25,17 @@ fn a_sender_with_few_buffers_is_read_at_its_pace() {
         }
     }
 }
+
+#[test]
+fn a_read_whose_turn_is_long_in_coming_is_not_forgotten() {
+    // Sixty-four pieces at once take over fifty seconds: longer than a supplier keeps what it hears nothing of.
+    let mut transfer = Transfer::new(5, 64 << 20, 1_250_000, Duration::from_millis(20));
+    transfer.datagram_max_bytes = 65_487;
+    for loss in [0.0, 0.01] {
+        let outcome = transfer.clone().losing(loss).run();
+        assert!(outcome.complete, "loss {loss}: {outcome:#?}");
+        let share = outcome.goodput() / 1.25e6;
+        println!("loss {loss:>4}: {share:.2} of the rate, {} tails", outcome.receiver.tail_timeouts);
+        assert!(share > 0.7, "loss {loss}: {share:.2} of the rate");
+    }
+}

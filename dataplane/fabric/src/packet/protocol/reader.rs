@@ -543,7 +543,13 @@ impl Reader {
         for slot in each(self.active) {
             let wait = self.wait(slot);
             let Some(reading) = self.slots[slot].as_mut() else { continue };
-            if !reading.is_waiting() || now < reading.active_ns.saturating_add(wait) {
+            if now < reading.active_ns.saturating_add(wait) {
+                continue;
+            }
+            if !reading.is_waiting() {
+                // What the supplier hears nothing of for long, it forgets.
+                self.ask |= u64::from(reading.is_asked()) << slot;
+                reading.active_ns = now;
                 continue;
             }
             desk.counters.tail_timeouts += 1;
@@ -555,13 +561,16 @@ impl Reader {
             reading.timeouts += 1;
             reading.active_ns = now;
             silent |= reading.timeouts > 1;
-            // The READ may be lost; or the supplier has forgotten it, because its turn was long in coming; or has no buffer for it before
-            // others have ended: those must have their turn, and it must know which have.
+            // The READ may be lost, or the supplier has forgotten it; or it has no buffer for it before others have ended: those must have
+            // their turn then, and it must know which have.
             if !reading.confirmed || reading.timeouts > 1 {
+                let waits = !reading.confirmed;
                 reading.confirmed &= reading.timeouts < limits::TAILS_UNTIL_FORGOTTEN;
                 reading.started &= reading.confirmed;
                 self.ask |= 1 << slot;
-                self.put_last(slot);
+                if waits {
+                    self.put_last(slot);
+                }
                 self.tell_ends();
             }
             self.update(slot);
@@ -573,9 +582,13 @@ impl Reader {
         silent
     }
 
-    /// How long the tail of a slot is waited for.
+    /// How long the tail of a slot is waited for; of one that waits for nothing, how long it may be silent.
     fn wait(&self, slot: usize) -> u64 {
-        let timeouts = self.slots[slot].as_ref().map_or(0, |reading| reading.timeouts);
+        let Some(reading) = &self.slots[slot] else { return u64::MAX };
+        if !reading.is_waiting() {
+            return limits::READ_AGAIN_NS;
+        }
+        let timeouts = reading.timeouts;
         let wait = self.rtt.tail_timeout();
         // Slowly longer: one segment asked for again congests nothing, and where much is lost it takes several tries.
         let wait = (wait << (timeouts / 2).min(16)).min(limits::TAIL_MAX_NS.max(wait));
@@ -590,7 +603,7 @@ impl Reader {
             Some(now + wait.saturating_sub(u64::from(age_us) * 1_000))
         });
         let waiting = each(self.active).filter_map(|slot| {
-            let reading = self.slots[slot].as_ref().filter(|reading| reading.is_waiting())?;
+            let reading = self.slots[slot].as_ref().filter(|reading| reading.is_asked())?;
             Some(reading.active_ns.saturating_add(self.wait(slot)))
         });
         // Many slots with deadlines close to each other share one turn.
