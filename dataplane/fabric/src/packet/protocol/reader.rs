@@ -81,6 +81,8 @@ pub(super) struct Reader {
     /// Slots whose reads the supplier is known to have the bytes of, and those granted something though that is not known.
     confirmed: u64,
     tentative: u64,
+    /// Whether reads wait at the supplier for its buffers: above 0 for so many reads after one that waited in vain.
+    held_up: u32,
     /// Slots with something granted that has been passed.
     passed: u64,
     inflight: u64,
@@ -126,6 +128,7 @@ impl Reader {
             lossy: 0,
             confirmed: 0,
             tentative: 0,
+            held_up: 0,
             passed: 0,
             inflight: 0,
             next_credit: 1,
@@ -346,6 +349,9 @@ impl Reader {
             self.reordering.too_soon();
         }
         self.inflight -= before - reading.granted_bytes();
+        if !reading.confirmed {
+            self.held_up = self.held_up.saturating_sub(1);
+        }
         let changed = !reading.confirmed || was == Was::Lost;
         reading.confirmed = true;
         reading.active_ns = now;
@@ -434,10 +440,14 @@ impl Reader {
         if self.wanting & self.confirmed != 0 {
             return room;
         }
-        // Of what may have to wait at the supplier, so much that the rest of the window is left to what need not.
+        let half = (window / 2).max(self.segment_bytes.into());
+        if self.held_up == 0 {
+            return room.min(half);
+        }
+        // Of all that may have to wait at the supplier, so much that the rest of the window is left to what need not.
         let tentative = each(self.tentative).filter_map(|slot| self.slots[slot].as_ref());
         let granted: u64 = tentative.map(|reading| reading.granted_bytes()).sum();
-        room.min((window / 2).max(self.segment_bytes.into()).saturating_sub(granted))
+        room.min(half.saturating_sub(granted))
     }
 
     /// Grants go out in handfuls of so many bytes, not one for each segment that arrives.
@@ -570,6 +580,7 @@ impl Reader {
                 self.ask |= 1 << slot;
                 if waits {
                     self.put_last(slot);
+                    self.held_up = SLOTS as u32;
                 }
                 self.tell_ends();
             }
