@@ -14,7 +14,7 @@ use velo_fabric::packet::port::ether::{Ether, EtherOptions, FramePort as _, Neig
 use velo_fabric::packet::port::udp::{Udp, UdpOptions};
 use velo_fabric::packet::port::xdp::{Xdp, XdpOptions};
 use velo_fabric::packet::protocol::EndpointOptions;
-use velo_fabric::packet::supply::Supply;
+use velo_fabric::supply::Supply;
 
 use crate::carrier::Carrier;
 use crate::session::paths::PacketKind;

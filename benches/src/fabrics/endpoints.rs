@@ -5,10 +5,9 @@ use std::time::Instant;
 
 use velo_fabric::packet::port::{Arrival, Ecn};
 use velo_fabric::packet::protocol::seal::{PathKeys, PathName, PathSecret, Protection, Role};
-use velo_fabric::packet::protocol::{
-    Answer, Endpoint, EndpointOptions, Event, Loaded, LoadedBytes, NewPath, Timestamp,
-};
+use velo_fabric::packet::protocol::{Endpoint, EndpointOptions, Event, NewPath, Timestamp};
 use velo_fabric::pool::{BUFFER_BYTES, Pool};
+use velo_fabric::supply::{Answer, Loaded, LoadedBytes};
 use velo_fabric::{Bytes, Completion, Read, What};
 use velo_object::{BlobId, NodeId};
 

@@ -10,7 +10,7 @@ use velo_fabric::packet::port::Port;
 use velo_fabric::packet::port::udp::{Udp, UdpError, UdpOptions};
 use velo_fabric::packet::protocol::seal::{Cipher, PathKeys, PathName, PathSecret, Protection, Role};
 use velo_fabric::packet::protocol::{EndpointOptions, NewPath};
-use velo_fabric::packet::supply::Inline;
+use velo_fabric::supply::Inline;
 use velo_fabric::{Completion, Fabric as _, PathId};
 use velo_object::NodeId;
 

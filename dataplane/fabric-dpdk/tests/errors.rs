@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use support::{dpdk_is_here, role, skip, spawn};
+use velo_fabric::PluginError;
 use velo_fabric::packet::port::dpdk::{Dpdk, DpdkError, DpdkOptions, HugePages};
 
 fn probe(plugin: &Path) -> DpdkError {
@@ -25,12 +26,12 @@ fn a_plugin_that_is_none() {
     let dir = tempfile::tempdir().expect("a folder can be made");
     let path = dir.path().join("libvelo_fabric_dpdk.so");
     let error = probe(&path);
-    assert!(matches!(error, DpdkError::PluginMissing { .. }), "{error}");
+    assert!(matches!(error, DpdkError::Plugin(PluginError::Missing { .. })), "{error}");
     assert!(error.to_string().contains("VELO_DPDK_PLUGIN"), "{error}");
 
     fs::write(&path, "no library").expect("a folder of ours");
     let error = probe(&path);
-    assert!(matches!(error, DpdkError::LibraryMissing { .. }), "{error}");
+    assert!(matches!(error, DpdkError::Plugin(PluginError::Library { .. })), "{error}");
     assert!(error.to_string().contains("install DPDK"), "{error}");
 }
 
@@ -41,13 +42,13 @@ fn a_plugin_of_another_build() {
         return skip("plugins of other builds: no cc");
     };
     let error = probe(&plugin);
-    assert!(matches!(error, DpdkError::NoTable { .. }), "{error}");
+    assert!(matches!(error, DpdkError::Plugin(PluginError::NoTable { .. })), "{error}");
     assert!(error.to_string().contains("--features libdpdk"), "{error}");
 
     let other = tempfile::tempdir().expect("a folder can be made");
     let plugin = compiled(other.path(), "unsigned velo_dpdk_v1[2] = {99, 8};").expect("it compiled before");
     let error = probe(&plugin);
-    assert!(matches!(error, DpdkError::WrongAbi { found: 99, .. }), "{error}");
+    assert!(matches!(error, DpdkError::Plugin(PluginError::WrongAbi { found: 99, .. })), "{error}");
     assert!(error.to_string().contains("version 99"), "{error}");
 
     let libraries = tempfile::tempdir().expect("a folder can be made");

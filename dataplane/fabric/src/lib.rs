@@ -10,8 +10,11 @@
 mod counters;
 mod fabric;
 pub mod packet;
+mod plugin;
 pub mod pool;
+pub mod rdma;
 pub mod ring;
+pub mod supply;
 pub mod tcp;
 
 /// Shared memory that is served, of the crate `bytes`.
@@ -20,3 +23,4 @@ pub use fabric::{
     Completion, Fabric, FabricCounters, PathError, PathId, ProtocolError, Read, ReadError, Refusal, Serve,
     Served, ServedContent, What,
 };
+pub use plugin::PluginError;

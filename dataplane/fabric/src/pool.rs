@@ -127,6 +127,11 @@ impl Pool {
         self.slab.next.len()
     }
 
+    /// Where its memory is, and how many bytes.
+    pub(crate) fn memory(&self) -> (usize, usize) {
+        (self.slab.memory.start.as_ptr() as usize, self.capacity() * BUFFER_BYTES)
+    }
+
     /// What it has done so far.
     pub fn counters(&self) -> PoolCounters {
         let returns = self.slab.returns.load(Ordering::Relaxed);

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use velo_config::{Fabric, Pin, Poll};
 use velo_fabric::packet::protocol::EndpointOptions;
-use velo_fabric::packet::supply::Threads;
 use velo_fabric::pool::Pool;
 use velo_fabric::ring::{Sleeper, ring};
+use velo_fabric::supply::Threads;
 use velo_fabric::tcp::{READS_PER_PATH, Tcp, TcpOptions};
 use velo_object::{NodeId, PIECE_BYTES};
 use velo_store::Store;

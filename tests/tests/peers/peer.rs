@@ -13,7 +13,7 @@ use velo_fabric::packet::port::Port;
 use velo_fabric::packet::port::udp::{Udp, UdpOptions};
 use velo_fabric::packet::protocol::seal::{PathKeys, PathName, Role};
 use velo_fabric::packet::protocol::{EndpointOptions, NewPath};
-use velo_fabric::packet::supply::Inline;
+use velo_fabric::supply::Inline;
 use velo_fabric::{Completion, Fabric, Serve};
 use velo_object::NodeId;
 use velo_socket::Member;

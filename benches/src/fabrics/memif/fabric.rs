@@ -9,8 +9,8 @@ use velo_fabric::packet::port::dpdk::DpdkPort;
 use velo_fabric::packet::port::ether::{Ether, EtherOptions, Neighbourhood};
 use velo_fabric::packet::protocol::EndpointOptions;
 use velo_fabric::packet::protocol::seal::{Protection, Role};
-use velo_fabric::packet::supply::Inline;
 use velo_fabric::pool::{BUFFER_BYTES, Pool};
+use velo_fabric::supply::Inline;
 use velo_fabric::{Completion, Fabric as _, Read, What};
 
 use super::super::packets::{PATH, SEALED, path};

@@ -12,8 +12,8 @@ use velo_fabric::packet::port::ether::{Ether, EtherOptions, Neighbourhood};
 use velo_fabric::packet::port::fault::{Fault, Faults};
 use velo_fabric::packet::protocol::seal::{Cipher, PathKeys, PathName, PathSecret, Protection, Role};
 use velo_fabric::packet::protocol::{EndpointOptions, NewPath};
-use velo_fabric::packet::supply::Inline;
 use velo_fabric::pool::{BUFFER_BYTES, Pool};
+use velo_fabric::supply::Inline;
 use velo_fabric::{Bytes, Completion, Fabric, Read, Refusal, Serve, Served, ServedContent, What};
 use velo_object::{BlobId, NodeId};
 

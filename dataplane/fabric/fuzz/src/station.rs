@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use velo_fabric::packet::limits::READS_PER_PATH;
 use velo_fabric::packet::protocol::seal::{PathKeys, PathName, PathSecret, Protection, Role};
-use velo_fabric::packet::protocol::{
-    Answer, Ask, Endpoint, EndpointOptions, Event, Loaded, LoadedBytes, NewPath, ServeId, Timestamp,
-};
+use velo_fabric::packet::protocol::{Endpoint, EndpointOptions, Event, NewPath, Timestamp};
+use velo_fabric::supply::{Answer, Ask, Loaded, LoadedBytes, ServeId};
 use velo_fabric::{Completion, Read, Refusal, What};
 use velo_object::{BlobId, NodeId};
 

@@ -11,9 +11,9 @@ use rustix::event::epoll;
 
 use super::port::{Port, PortCounters};
 use super::protocol::{
-    AddPathError, Answer, Endpoint, EndpointCounters, EndpointOptions, Event, NewPath, PathInfo, Timestamp,
+    AddPathError, Endpoint, EndpointCounters, EndpointOptions, Event, NewPath, PathInfo, Timestamp,
 };
-use super::supply::Supply;
+use crate::supply::{Answer, Supply};
 use crate::{Completion, Fabric, FabricCounters, PathError, PathId, Read, Refusal};
 
 /// Rounds of receiving and sending in one turn.

@@ -28,8 +28,6 @@ pub const REPLAY_WINDOW_PACKETS: u64 = 4_032;
 
 /// Granted bytes of a path that may be on their way at once, at most.
 pub const WINDOW_MAX_BYTES: u64 = (READS_PER_PATH * BUFFER_BYTES) as u64;
-/// Reads of peers that may wait for their bytes to be loaded, over all paths of a worker; more are refused.
-pub const ASKS_MAX: usize = 4_096;
 /// The window of a path before anything is known of it.
 pub const WINDOW_FIRST_BYTES: u64 = 64 << 10;
 /// The most that a path's window begins with where the line rate and the round trip say that more fits.
@@ -100,4 +98,4 @@ const _: () = assert!(KEY_UPDATE_PACKETS.is_power_of_two() && KEY_UPDATE_PACKETS
 const _: () = assert!(REPLAY_WINDOW_PACKETS >= 1_024 && REPLAY_WINDOW_PACKETS < KEY_UPDATE_PACKETS);
 const _: () = assert!(DATAGRAM_MIN_BYTES >= SEGMENT_MIN_BYTES + DATA_OVERHEAD_BYTES);
 const _: () = assert!(SEGMENTS_PER_READ <= 1 << 10 && SEGMENTS_PER_READ.is_multiple_of(64));
-const _: () = assert!(ASKS_MAX >= READS_PER_PATH);
+const _: () = assert!(crate::supply::ASKS_MAX >= READS_PER_PATH);

@@ -8,6 +8,5 @@ pub mod port;
 pub mod protocol;
 #[doc(hidden)]
 pub mod scenario;
-pub mod supply;
 
 pub use fabric::{Packet, PacketPathError};

@@ -10,8 +10,8 @@ use velo_fabric::packet::port::Port;
 use velo_fabric::packet::port::udp::{Udp, UdpOptions};
 use velo_fabric::packet::protocol::seal::{Cipher, PathKeys, PathName, PathSecret, Protection, Role};
 use velo_fabric::packet::protocol::{EndpointOptions, NewPath};
-use velo_fabric::packet::supply::Threads;
 use velo_fabric::pool::{Pool, PoolOptions};
+use velo_fabric::supply::Threads;
 use velo_fabric::{Completion, Fabric, PathId, Read, What};
 use velo_object::BlobId;
 

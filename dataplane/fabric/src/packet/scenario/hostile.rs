@@ -13,10 +13,9 @@ use crate::packet::limits::{EVENTS, READS_PER_PATH, SEGMENTS_PER_READ, WINDOW_MA
 use crate::packet::port::{Arrival, Ecn};
 use crate::packet::protocol::frame::{CloseReason, Credit, Data, Message, ReadRequest};
 use crate::packet::protocol::seal::{Frame, PathKeys, PathName, PathSecret, Protection, Role};
-use crate::packet::protocol::{
-    Answer, Ask, Endpoint, EndpointOptions, Event, Loaded, LoadedBytes, NewPath, ServeId, Timestamp,
-};
+use crate::packet::protocol::{Endpoint, EndpointOptions, Event, NewPath, Timestamp};
 use crate::pool::{BUFFER_BYTES, Pool};
+use crate::supply::{Answer, Ask, Loaded, LoadedBytes, ServeId};
 use crate::{Completion, Read, Refusal, What};
 
 const PATH: u64 = 9;

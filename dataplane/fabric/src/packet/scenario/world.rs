@@ -11,10 +11,9 @@ use super::{Outcome, Transfer, blob, piece};
 use crate::packet::limits::{READS_PER_PATH, WINDOW_MAX_BYTES};
 use crate::packet::port::sim::{Host, LinkId, Network};
 use crate::packet::protocol::seal::{PathKeys, PathName, PathSecret, Role};
-use crate::packet::protocol::{
-    Answer, Ask, Endpoint, EndpointOptions, Event, Loaded, LoadedBytes, NewPath, ServeId, Timestamp,
-};
+use crate::packet::protocol::{Endpoint, EndpointOptions, Event, NewPath, Timestamp};
 use crate::pool::{BUFFER_BYTES, Pool};
+use crate::supply::{Answer, Ask, Loaded, LoadedBytes, ServeId};
 use crate::{Completion, PathId, Read, Refusal, What};
 
 /// Something to be fetched by one station from another.

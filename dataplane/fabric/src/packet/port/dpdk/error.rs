@@ -3,45 +3,15 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::table::ABI;
+use crate::plugin::PluginError;
 
 /// DPDK cannot be used, or not as asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DpdkError {
-    /// The plugin is not where it is looked for.
-    #[error("the DPDK plugin is missing ({}): install it beside velod, or name it in VELO_DPDK_PLUGIN", list(.looked_in))]
-    PluginMissing {
-        /// The places.
-        looked_in: Vec<PathBuf>,
-    },
-    /// The plugin is there, but what it needs is not.
-    #[error("{} cannot be loaded: {why}; install DPDK (Debian: dpdk, or libdpdk-dev for its plugin to be built)", .plugin.display())]
-    LibraryMissing {
-        /// The plugin.
-        plugin: PathBuf,
-        /// The dynamic linker's words, which name the library.
-        why: String,
-    },
-    /// The plugin was built without DPDK, or is of another version of Velo.
-    #[error(
-        "{} has no table {}: it was built without the feature libdpdk (cargo build -p velo-fabric-dpdk --features libdpdk), \
-         or for another version of Velo",
-        .plugin.display(),
-        super::table::SYMBOL
-    )]
-    NoTable {
-        /// The plugin.
-        plugin: PathBuf,
-    },
-    /// The plugin's table is of another version.
-    #[error("{} has version {found} of the table, and this velod wants {ABI}: install both from one build", .plugin.display())]
-    WrongAbi {
-        /// The plugin.
-        plugin: PathBuf,
-        /// Its version.
-        found: u32,
-    },
+    /// The plugin cannot be used.
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
     /// Not enough free huge pages.
     #[error(
         "DPDK wants {wanted_mb} MB of huge pages and {free_mb} MB are free: reserve them (sysctl vm.nr_hugepages={}), \
@@ -111,10 +81,6 @@ pub enum DpdkError {
         /// What it may be.
         range: String,
     },
-}
-
-fn list(paths: &[PathBuf]) -> String {
-    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn logged(log: &[String]) -> String {

@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::any::Any;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -11,13 +12,69 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use velo_object::NodeId;
+use bytes::Bytes;
+use velo_object::{BlobId, NodeId};
 
-use super::limits::{ASKS_MAX, PATHS};
-use super::protocol::{Answer, Ask, Loaded, LoadedBytes, ServeId};
 use crate::pool::{Buffer, Pool};
 use crate::ring::{Consumer, Producer, Sleeper, ring};
-use crate::{PathId, Refusal, Serve, Served, ServedContent};
+use crate::{PathId, Refusal, Serve, Served, ServedContent, What};
+
+/// Reads of peers that may wait for their bytes, over all paths of a worker; more are refused.
+pub const ASKS_MAX: usize = 4_096;
+
+/// Names a range that a peer wants to be supplied with, until it is released.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ServeId {
+    /// The path that it was asked on.
+    pub path: PathId,
+    /// Which of the peer's slots.
+    pub slot: u16,
+    /// The number of the read in that slot.
+    pub read: u32,
+}
+
+/// A range that a peer wants: answer with [`Answer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    /// Its name.
+    pub id: ServeId,
+    /// Who asks.
+    pub peer: NodeId,
+    /// Which blob.
+    pub blob: BlobId,
+    /// Content or outboard.
+    pub what: What,
+    /// Where the range begins.
+    pub offset_bytes: u64,
+    /// How long it is: 1 to [`crate::pool::BUFFER_BYTES`].
+    pub len: u32,
+}
+
+/// The answer to an [`Ask`].
+pub struct Answer {
+    /// Which.
+    pub id: ServeId,
+    /// The bytes, or why there are none.
+    pub result: Result<Loaded, Refusal>,
+}
+
+/// Bytes to be sent.
+pub struct Loaded {
+    /// Where they are: shared memory or a buffer of a pool, from its beginning.
+    pub bytes: LoadedBytes,
+    /// How many: 1 to what was asked.
+    pub len: u32,
+    /// Dropped with it: keeps the bytes from being evicted.
+    pub lease: Box<dyn Any + Send>,
+}
+
+/// Where bytes to be sent lie.
+pub enum LoadedBytes {
+    /// In a buffer.
+    Buffer(Buffer),
+    /// In memory that is shared.
+    Shared(Bytes),
+}
 
 /// Gives a worker the bytes that its peers ask for. Its calls neither block nor, after the first turns, allocate.
 pub trait Supply: Send {
@@ -66,7 +123,7 @@ impl Supply for Inline {
         if self.answers.len() == ASKS_MAX {
             return Err(ask);
         }
-        self.answers.push_back(Answer { id: ask.id, result: load(&*self.serve, &ask, None) });
+        self.answers.push_back(Answer { id: ask.id, result: load(&*self.serve, &ask, None, false) });
         Ok(())
     }
 
@@ -122,6 +179,18 @@ impl Threads {
     /// # Errors
     /// Where the system gives no thread or descriptor.
     pub fn new(serve: Arc<dyn Serve>, pool: Pool, threads: usize) -> io::Result<Self> {
+        Self::start(serve, pool, threads, false)
+    }
+
+    /// The same, of which every answer lies in a buffer, also what is in memory already: for who can lend nothing else.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn into_buffers(serve: Arc<dyn Serve>, pool: Pool, threads: usize) -> io::Result<Self> {
+        Self::start(serve, pool, threads, true)
+    }
+
+    fn start(serve: Arc<dyn Serve>, pool: Pool, threads: usize, copies: bool) -> io::Result<Self> {
         let sleeper = Sleeper::new()?;
         let mut lanes = Vec::new();
         for i in 0..threads.max(1) {
@@ -131,11 +200,11 @@ impl Threads {
             let serve = serve.clone();
             let thread = thread::Builder::new()
                 .name(format!("velo-read-{i}"))
-                .spawn(move || read(&*serve, their_jobs, their_answers, &own))?;
+                .spawn(move || read(&*serve, their_jobs, their_answers, &own, copies))?;
             lanes.push(Lane { jobs: Some(jobs), answers, busy: 0, thread: Some(thread) });
         }
         let waiting = VecDeque::with_capacity(ASKS_MAX);
-        Ok(Self { serve, pool, waiting, held: HashMap::with_capacity(PATHS), lanes, sleeper })
+        Ok(Self { serve, pool, waiting, held: HashMap::with_capacity(ASKS_MAX), lanes, sleeper })
     }
 
     /// Hands on what waits, as long as there are buffers and threads for it.
@@ -227,10 +296,16 @@ impl Drop for Threads {
 }
 
 /// What one thread does until the worker is gone.
-fn read(serve: &dyn Serve, mut jobs: Consumer<Job>, mut answers: Producer<Answer>, sleeper: &Sleeper) {
+fn read(
+    serve: &dyn Serve,
+    mut jobs: Consumer<Job>,
+    mut answers: Producer<Answer>,
+    sleeper: &Sleeper,
+    copies: bool,
+) {
     loop {
         while let Some(Job { ask, buffer }) = jobs.pop() {
-            let answer = Answer { id: ask.id, result: load(serve, &ask, Some(buffer)) };
+            let answer = Answer { id: ask.id, result: load(serve, &ask, Some(buffer), copies) };
             // There is room: the worker keeps no more jobs before us than the ring holds.
             if answers.push(answer).is_err() {
                 return;
@@ -247,13 +322,19 @@ fn read(serve: &dyn Serve, mut jobs: Consumer<Job>, mut answers: Producer<Answer
     }
 }
 
-fn load(serve: &dyn Serve, ask: &Ask, buffer: Option<Buffer>) -> Result<Loaded, Refusal> {
+fn load(serve: &dyn Serve, ask: &Ask, buffer: Option<Buffer>, copies: bool) -> Result<Loaded, Refusal> {
     let end = ask.offset_bytes.checked_add(ask.len.into()).ok_or(Refusal::NotHere)?;
     let Served { content, len, lease } = serve.serve(ask.peer, &ask.blob, ask.what, ask.offset_bytes..end)?;
     if !(1..=ask.len).contains(&len) {
         return Err(Refusal::Refused);
     }
     let bytes = match content {
+        ServedContent::Bytes(bytes) if bytes.len() >= len as usize && copies => {
+            let mut buffer = buffer.ok_or(Refusal::Refused)?;
+            buffer.set_len(len as usize);
+            buffer.as_mut().copy_from_slice(&bytes[..len as usize]);
+            LoadedBytes::Buffer(buffer)
+        }
         ServedContent::Bytes(bytes) if bytes.len() >= len as usize => LoadedBytes::Shared(bytes),
         ServedContent::Bytes(_) => return Err(Refusal::Refused),
         ServedContent::File { file, offset_bytes } => {
@@ -277,11 +358,8 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::{Duration, Instant};
 
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    use velo_object::BlobId;
-
     use super::*;
-    use crate::What;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     /// A blob of 100 bytes in a file, its outboard in memory.
     struct Both {

@@ -1,0 +1,326 @@
+//! The RDMA fabric over a real device, or soft-RoCE: run where there is one (`tests/guest/rdma`), and skipped aloud where there is none.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use velo_fabric::pool::{BUFFER_BYTES, Pool};
+use velo_fabric::rdma::device::{Completions, Device, Plugin, Purpose, addresses};
+use velo_fabric::rdma::verbs::{Lending, Span, Verbs as _, WorkError};
+use velo_fabric::rdma::{NewPath, Rdma, RdmaOptions, verbs::Event};
+use velo_fabric::supply::Threads;
+use velo_fabric::{Completion, Fabric, PathId, Read, ReadError, Refusal, Serve, Served, ServedContent, What};
+use velo_object::{BlobId, NodeId};
+
+const MIB: usize = 1 << 20;
+const BLOB: BlobId = BlobId::from_bytes([7; 32]);
+const SIZE: usize = 64 * MIB;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The first device, or none and a line that says so.
+fn device() -> Option<Device> {
+    let skip = |why: String| {
+        assert!(std::env::var_os("VELO_RDMA_REQUIRED").is_none(), "{why}");
+        println!("SKIP: rdma: {why}");
+        if let Some(skips) = std::env::var_os("VELO_SKIPS") {
+            let skips = File::options().append(true).create(true).open(skips);
+            let _ = skips.and_then(|mut skips| writeln!(skips, "SKIP: rdma: {why}"));
+        }
+    };
+    let found = addresses();
+    let Some(address) = found.iter().find(|address| address.ip.is_ipv4()).or(found.first()) else {
+        skip("this host has no RDMA device".to_owned());
+        return None;
+    };
+    let plugin = match Plugin::open(None) {
+        Ok(plugin) => plugin,
+        Err(error) => {
+            skip(error.to_string());
+            return None;
+        }
+    };
+    Some(Device::open(plugin, &address.place).expect("the device opens"))
+}
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let words = (0..len.div_ceil(8)).flat_map(|_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    let mut noise: Vec<u8> = words.collect();
+    noise.truncate(len);
+    noise
+}
+
+/// Serves one blob from a file.
+struct Source {
+    file: Arc<File>,
+    sent: AtomicU64,
+}
+
+impl Source {
+    fn new(content: &[u8]) -> Arc<Self> {
+        let mut file = tempfile::tempfile().expect("a file can be made");
+        file.write_all(content).expect("there is room");
+        Arc::new(Self { file: Arc::new(file), sent: AtomicU64::new(0) })
+    }
+}
+
+impl Serve for Source {
+    fn serve(&self, _: NodeId, blob: &BlobId, _: What, range: Range<u64>) -> Result<Served, Refusal> {
+        if *blob != BLOB || range.end > SIZE as u64 {
+            return Err(Refusal::NotHere);
+        }
+        let content = ServedContent::File { file: self.file.clone(), offset_bytes: range.start };
+        Ok(Served { content, len: (range.end - range.start) as u32, lease: Box::new(()) })
+    }
+
+    fn sent(&self, _: NodeId, bytes: u64) {
+        self.sent.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// A reader and a provider on one device, with a path between them.
+struct Two {
+    reader: Rdma<Completions>,
+    provider: Rdma<Completions>,
+    pool: Pool,
+    source: Arc<Source>,
+    content: Vec<u8>,
+    done: Vec<Completion>,
+    theirs: Vec<Completion>,
+}
+
+const PATH: PathId = 5;
+
+fn two(device: &Device, options: RdmaOptions) -> Two {
+    let content = noise(1, SIZE);
+    let source = Source::new(&content);
+    let pool = Pool::new(24 << 20).expect("memory");
+    let filled = device.register(&pool, Purpose::Filled).expect("it registers");
+    println!("registered {} MiB in {} regions in {:?}", filled.bytes >> 20, filled.regions, filled.took);
+    let lent = Pool::new(24 << 20).expect("memory");
+    device.register(&lent, Purpose::Lent).expect("it registers");
+    let supply = |pool: &Pool| Threads::into_buffers(source.clone(), pool.clone(), 1).expect("a thread");
+    let fabric = |pool: &Pool| {
+        let completions = device.completions(8).expect("a completion queue");
+        Rdma::new(completions, Box::new(supply(pool)), options).expect("descriptors")
+    };
+    let other = Pool::new(MIB as u64).expect("memory");
+    device.register(&other, Purpose::Lent).expect("it registers");
+    // Each takes the regions that there are when it is made.
+    let (mut reader, mut provider) = (fabric(&other), fabric(&lent));
+    let prepare = |fabric: &Rdma<Completions>, sequence| {
+        device.prepare(fabric.verbs().queue(), sequence).expect("a queue pair")
+    };
+    let (ours, theirs) = (prepare(&reader, 0x12_3456), prepare(&provider, 0x65_4321));
+    ours.connect(theirs.end()).expect("it connects");
+    theirs.connect(ours.end()).expect("it connects");
+    for (fabric, prepared, peer) in [(&mut reader, ours, 2), (&mut provider, theirs, 1)] {
+        let Ok(qp) = fabric.verbs_mut().adopt(prepared) else { panic!("its number is new") };
+        let path = NewPath { id: PATH, peer: NodeId::from_bytes([peer; 32]), qp };
+        fabric.add_path(Instant::now(), path).expect("the first path");
+    }
+    Two { reader, provider, pool, source, content, done: Vec::new(), theirs: Vec::new() }
+}
+
+impl Two {
+    fn drive(&mut self, mut until: impl FnMut(&mut Self) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !until(self) {
+            let now = Instant::now();
+            assert!(
+                now < end,
+                "nothing came of it: {:?} {:?}",
+                self.reader.rdma_counters(),
+                self.provider.rdma_counters()
+            );
+            let did = self.reader.poll(now, &mut self.done) + self.provider.poll(now, &mut self.theirs);
+            if did == 0 {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        }
+    }
+
+    fn post(&mut self, piece: u64) {
+        let buffer = self.pool.take().expect("a buffer");
+        let (offset_bytes, len) = (piece * MIB as u64, BUFFER_BYTES as u32);
+        let read = Read { tag: piece, blob: BLOB, what: What::Blob, offset_bytes, len, buffer };
+        assert!(self.reader.post_read(PATH, read).is_ok());
+    }
+
+    fn closed(&mut self) -> bool {
+        let closed =
+            |done: &[Completion]| done.iter().any(|done| matches!(done, Completion::PathClosed { .. }));
+        closed(&self.done)
+    }
+}
+
+#[test]
+fn pieces_come_by_reads_of_memory_that_was_lent() {
+    let Some(device) = device() else { return };
+    println!("{:?}, lending by {:?}, {:?} B/s", device.place(), device.lending(), device.rate_bytes_per_s());
+    let mut two = two(&device, RdmaOptions::default());
+    two.drive(|two| two.done.iter().any(|done| matches!(done, Completion::PathProven { .. })));
+    two.done.clear();
+    let begun = Instant::now();
+    let (pieces, mut next, mut right) = ((SIZE / MIB) as u64, 0, 0);
+    while next < 16 {
+        two.post(next);
+        next += 1;
+    }
+    two.drive(|two| {
+        for done in std::mem::take(&mut two.done) {
+            let Completion::Read { tag, buffer, result, .. } = done else { panic!("{done:?}") };
+            assert_eq!(
+                result,
+                Ok(BUFFER_BYTES as u32),
+                "piece {tag}: {:?} {:?}",
+                two.reader.rdma_counters(),
+                two.provider.rdma_counters()
+            );
+            let from = tag as usize * MIB;
+            assert!(buffer.as_ref() == &two.content[from..from + MIB], "piece {tag}");
+            drop(buffer);
+            right += 1;
+            if next < pieces {
+                two.post(next);
+                next += 1;
+            }
+        }
+        right == pieces
+    });
+    let seconds = begun.elapsed().as_secs_f64();
+    println!("{} MiB in {seconds:.2} s: {:.1} MiB/s", SIZE / MIB, 64.0 / seconds);
+    // What was read last is given back before long.
+    two.drive(|two| two.provider.rdma_counters().leases_revoked == pieces);
+    let counters = two.provider.rdma_counters();
+    assert_eq!((counters.leases_granted, counters.leases_expired), (pieces, 0));
+    assert_eq!(two.source.sent.load(Ordering::Relaxed), SIZE as u64);
+}
+
+#[test]
+fn a_read_of_what_is_not_there_is_refused_and_costs_nothing_else() {
+    let Some(device) = device() else { return };
+    let mut two = two(&device, RdmaOptions::default());
+    two.post(SIZE as u64);
+    two.post(3);
+    two.drive(|two| two.done.iter().filter(|done| matches!(done, Completion::Read { .. })).count() == 2);
+    let mut results: Vec<_> = two
+        .done
+        .drain(..)
+        .filter_map(|done| match done {
+            Completion::Read { tag, result, .. } => Some((tag, result)),
+            _ => None,
+        })
+        .collect();
+    results.sort_by_key(|(tag, _)| *tag);
+    assert_eq!(results, [(3, Ok(BUFFER_BYTES as u32)), (SIZE as u64, Err(ReadError::NotHere))]);
+}
+
+#[test]
+fn a_wrong_key_and_a_loan_that_was_taken_back_read_nothing() {
+    let Some(device) = device() else { return };
+    let pool = Pool::new(4 << 20).expect("memory");
+    device.register(&pool, Purpose::Filled).expect("it registers");
+    let lent = Pool::new(4 << 20).expect("memory");
+    device.register(&lent, Purpose::Lent).expect("it registers");
+    for wrong in ["key", "address", "taken back"] {
+        let (mut a, mut b) =
+            (device.completions(2).expect("a queue"), device.completions(2).expect("a queue"));
+        let (ours, theirs) =
+            (device.prepare(a.queue(), 1).expect("a pair"), device.prepare(b.queue(), 2).expect("a pair"));
+        ours.connect(theirs.end()).expect("it connects");
+        theirs.connect(ours.end()).expect("it connects");
+        let (Ok(of_a), Ok(of_b)) = (a.adopt(ours), b.adopt(theirs)) else { panic!("new numbers") };
+        let mut secret = lent.take().expect("a buffer");
+        secret.as_mut().fill(0x5a);
+        let span = b.lend(of_b, 0, &secret, 4096).expect("there is room");
+        b.flush();
+        // The bind is done before the invalidation that follows it, and that before it is reported.
+        let mut span = Span { len: 4096, ..span };
+        match wrong {
+            "key" => span.rkey ^= 0x55,
+            // Beyond the region: soft-RoCE does not look at the bounds of a window.
+            "address" => span.address = 4096,
+            _ if device.lending() == Lending::Slabs => continue,
+            _ => {
+                assert!(b.revoke(of_b, 0));
+                b.flush();
+                let end = Instant::now() + PATIENCE;
+                let mut revoked = false;
+                while !revoked {
+                    assert!(Instant::now() < end, "it is not taken back");
+                    b.poll(&mut |event| revoked |= matches!(event, Event::Revoked { tag: 0, .. }));
+                }
+            }
+        }
+        let mut buffer = pool.take().expect("a buffer");
+        buffer.as_mut().fill(0xee);
+        a.read(of_a, 0, span, buffer).expect("there is room");
+        a.flush();
+        let end = Instant::now() + PATIENCE;
+        let mut ended = None;
+        while ended.is_none() {
+            assert!(Instant::now() < end, "the READ does not end");
+            a.poll(&mut |event| {
+                if let Event::Read { buffer, result, .. } = event {
+                    ended = Some((buffer, result));
+                }
+            });
+            b.poll(&mut |_| ());
+        }
+        let (buffer, result) = ended.expect("it ended");
+        assert_eq!(result, Err(WorkError::RemoteAccess), "{wrong}");
+        assert!(buffer.as_ref()[..4096].iter().all(|byte| *byte == 0xee), "{wrong}: something was read");
+    }
+}
+
+#[test]
+fn a_peer_that_is_gone_ends_the_path_and_everything_comes_back() {
+    let Some(device) = device() else { return };
+    let options = RdmaOptions { stall_timeout: Duration::from_secs(3), ..RdmaOptions::default() };
+    let mut two = two(&device, options);
+    two.drive(|two| two.done.iter().any(|done| matches!(done, Completion::PathProven { .. })));
+    two.provider.close(PATH);
+    for piece in 0..8 {
+        two.post(piece);
+    }
+    two.drive(Two::closed);
+    let failed =
+        two.done.iter().filter(|done| matches!(done, Completion::Read { result: Err(_), .. })).count();
+    assert_eq!(failed, 8);
+    two.drive(|two| two.provider.paths() == 0 && two.reader.paths() == 0);
+    two.done.clear();
+    assert_eq!(two.pool.counters().in_use, 0);
+}
+
+#[test]
+fn who_keeps_a_loan_for_too_long_loses_it() {
+    let Some(device) = device() else { return };
+    let options = RdmaOptions { lease: Duration::from_millis(300), ..RdmaOptions::default() };
+    let mut two = two(&device, options);
+    two.drive(|two| two.done.iter().any(|done| matches!(done, Completion::PathProven { .. })));
+    two.post(1);
+    let end = Instant::now() + PATIENCE;
+    while two.provider.rdma_counters().leases_expired == 0 {
+        assert!(Instant::now() < end, "nothing expires");
+        // Once it has its loan the reader takes no turns any more.
+        if two.provider.rdma_counters().leases_granted == 0 {
+            two.reader.poll(Instant::now(), &mut two.done);
+        }
+        two.provider.poll(Instant::now(), &mut two.theirs);
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    if device.lending() == Lending::Windows {
+        two.drive(|two| two.provider.rdma_counters().leases_revoked > 0);
+    }
+    // The reader asks again, or its path ends: either way its read does.
+    two.drive(|two| two.done.iter().any(|done| matches!(done, Completion::Read { .. })));
+}

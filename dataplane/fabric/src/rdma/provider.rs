@@ -1,0 +1,289 @@
+//! The providing side of a path: what the peer asked for, and what is lent to it.
+
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use velo_object::NodeId;
+
+use super::RdmaCounters;
+use super::limits::READS_PER_PATH;
+use super::message::{AskMessage, Grant, Message};
+use super::reader::each;
+use super::verbs::{Lending, QueuePair, Verbs};
+use crate::supply::{Answer, Ask, Loaded, LoadedBytes, ServeId, Supply};
+use crate::{PathId, ProtocolError, Refusal};
+
+enum State {
+    Vacant,
+    /// The supply has been asked.
+    Loading,
+    /// The bytes are there, and about to be lent.
+    Loaded(Loaded),
+    /// They are lent until then.
+    Lent(Loaded, Instant),
+    /// They are being taken back, and must not go before that is done.
+    Revoking {
+        _held: Loaded,
+    },
+    /// A REFUSE is about to be sent.
+    Refused(Refusal),
+}
+
+struct Slot {
+    state: State,
+    /// The number of the last read.
+    read: u32,
+    /// When its ASK came.
+    asked: Instant,
+    /// Whether the peer is done with it.
+    ended: bool,
+    /// What the peer asks for after it.
+    next: Option<AskMessage>,
+}
+
+/// Whom a provider works for.
+pub(super) struct Desk<'a> {
+    pub(super) path: PathId,
+    pub(super) peer: NodeId,
+    pub(super) supply: &'a mut dyn Supply,
+    pub(super) counters: &'a mut RdmaCounters,
+    /// Counts the loans of this worker.
+    pub(super) epoch: &'a mut u64,
+}
+
+/// What the peer reads on one path.
+pub(super) struct Provider {
+    slots: [Slot; READS_PER_PATH],
+    lending: Lending,
+    lease: Duration,
+    /// The most slots that may be lent at once.
+    lent_max: u32,
+    /// Slots that are to be lent, refused, taken back; and those that are lent, whatever is being done about it.
+    lend: u64,
+    refuse: u64,
+    revoke: u64,
+    lent: u64,
+}
+
+impl Provider {
+    pub(super) fn new(now: Instant, lending: Lending, lease: Duration, lent_max: u32) -> Self {
+        let slot = || Slot { state: State::Vacant, read: 0, asked: now, ended: true, next: None };
+        let slots = std::array::from_fn(|_| slot());
+        Self { slots, lending, lease, lent_max, lend: 0, refuse: 0, revoke: 0, lent: 0 }
+    }
+
+    pub(super) fn has_work(&self) -> bool {
+        (self.refuse | self.revoke) != 0 || (self.lend != 0 && self.lent.count_ones() < self.lent_max)
+    }
+
+    /// The peer asks for a range.
+    pub(super) fn ask(
+        &mut self,
+        now: Instant,
+        ask: &AskMessage,
+        desk: &mut Desk<'_>,
+    ) -> Result<(), ProtocolError> {
+        let index = usize::from(ask.slot);
+        let slot = &mut self.slots[index];
+        if !slot.ended || slot.next.is_some() {
+            return Err(ProtocolError::TooManyReads { limit: READS_PER_PATH });
+        }
+        if matches!(slot.state, State::Vacant) {
+            self.begin(now, ask, desk);
+        } else {
+            slot.next = Some(*ask);
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, now: Instant, ask: &AskMessage, desk: &mut Desk<'_>) {
+        let index = usize::from(ask.slot);
+        let slot = &mut self.slots[index];
+        (slot.state, slot.read, slot.asked, slot.ended) = (State::Loading, ask.read, now, false);
+        let id = ServeId { path: desk.path, slot: ask.slot, read: ask.read };
+        let AskMessage { blob, what, offset_bytes, len, .. } = *ask;
+        if desk.supply.ask(Ask { id, peer: desk.peer, blob, what, offset_bytes, len }).is_err() {
+            self.refuse_it(index, Refusal::Refused, desk.counters);
+        }
+    }
+
+    fn refuse_it(&mut self, index: usize, why: Refusal, counters: &mut RdmaCounters) {
+        counters.fabric.reads_refused += 1;
+        self.slots[index].state = State::Refused(why);
+        self.refuse |= 1 << index;
+    }
+
+    /// The peer is done with a read.
+    pub(super) fn end(&mut self, now: Instant, slot: u16, read: u32, desk: &mut Desk<'_>) {
+        let index = usize::from(slot);
+        let slot = &mut self.slots[index];
+        if slot.read != read || slot.ended {
+            return;
+        }
+        slot.ended = true;
+        match slot.state {
+            State::Lent(..) => self.revoke |= 1 << index,
+            // The answer to come is too late.
+            State::Loading | State::Loaded(_) => self.vacate(now, index, desk),
+            State::Vacant | State::Revoking { .. } | State::Refused(_) => {}
+        }
+    }
+
+    /// A slot holds nothing any more.
+    fn vacate(&mut self, now: Instant, index: usize, desk: &mut Desk<'_>) {
+        let slot = &mut self.slots[index];
+        let id = ServeId { path: desk.path, slot: index as u16, read: slot.read };
+        let bit = 1u64 << index;
+        for mask in [&mut self.lend, &mut self.refuse, &mut self.revoke, &mut self.lent] {
+            *mask &= !bit;
+        }
+        let state = std::mem::replace(&mut slot.state, State::Vacant);
+        let next = slot.next.take();
+        if !matches!(state, State::Vacant) {
+            drop(state);
+            desk.supply.release(id);
+        }
+        if let Some(ask) = next {
+            self.begin(now, &ask, desk);
+        }
+    }
+
+    /// The supply has answered. Too late, it is dropped.
+    pub(super) fn answer(&mut self, answer: Answer, counters: &mut RdmaCounters) {
+        let index = usize::from(answer.id.slot);
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        if slot.read != answer.id.read || !matches!(slot.state, State::Loading) {
+            return;
+        }
+        match answer.result {
+            // Only what lies in a buffer can be lent.
+            Ok(loaded) if matches!(loaded.bytes, LoadedBytes::Buffer(_)) => {
+                slot.state = State::Loaded(loaded);
+                self.lend |= 1 << index;
+            }
+            Ok(_) => self.refuse_it(index, Refusal::Refused, counters),
+            Err(why) => self.refuse_it(index, why, counters),
+        }
+    }
+
+    /// Nobody can read by a loan any more.
+    pub(super) fn revoked(&mut self, now: Instant, tag: u32, desk: &mut Desk<'_>) {
+        let index = tag as usize;
+        if self.slots.get(index).is_some_and(|slot| matches!(slot.state, State::Revoking { .. })) {
+            desk.counters.leases_revoked += 1;
+            self.vacate(now, index, desk);
+        }
+    }
+
+    /// Takes back what has been lent for too long. False where only the end of the queue pair does that.
+    pub(super) fn handle_timeout(&mut self, now: Instant, counters: &mut RdmaCounters) -> bool {
+        for index in each(self.lent & !self.revoke) {
+            if let State::Lent(_, until) = self.slots[index].state
+                && until <= now
+            {
+                counters.leases_expired += 1;
+                if self.lending == Lending::Slabs {
+                    return false;
+                }
+                self.revoke |= 1 << index;
+            }
+        }
+        true
+    }
+
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        let until = |index: usize| match self.slots[index].state {
+            State::Lent(_, until) => Some(until),
+            _ => None,
+        };
+        each(self.lent & !self.revoke).filter_map(until).min()
+    }
+
+    /// Lends, refuses and takes back as much as there is room for.
+    pub(super) fn transmit(
+        &mut self,
+        now: Instant,
+        qp: QueuePair,
+        verbs: &mut dyn Verbs,
+        desk: &mut Desk<'_>,
+    ) {
+        for index in each(self.revoke) {
+            if !verbs.revoke(qp, index as u32) {
+                return;
+            }
+            self.revoke &= !(1 << index);
+            let slot = &mut self.slots[index];
+            slot.state = match std::mem::replace(&mut slot.state, State::Vacant) {
+                State::Lent(loaded, _) => State::Revoking { _held: loaded },
+                other => other,
+            };
+        }
+        for index in each(self.refuse) {
+            let State::Refused(why) = self.slots[index].state else { continue };
+            let refuse = Message::Refuse { slot: index as u16, read: self.slots[index].read, why };
+            if !verbs.send(qp, refuse.encode().as_ref()) {
+                return;
+            }
+            // The peer does not end what it was refused.
+            self.slots[index].ended = true;
+            self.vacate(now, index, desk);
+        }
+        for index in each(self.lend) {
+            if self.lent.count_ones() >= self.lent_max {
+                return;
+            }
+            let slot = &mut self.slots[index];
+            let State::Loaded(Loaded { bytes: LoadedBytes::Buffer(buffer), len, .. }) = &slot.state else {
+                continue;
+            };
+            let Some(span) = verbs.lend(qp, index as u32, buffer, *len) else { return };
+            *desk.epoch += 1;
+            let held = now.saturating_duration_since(slot.asked);
+            let grant = Message::Grant(Grant {
+                slot: index as u16,
+                read: slot.read,
+                span,
+                lease_ms: self.lease.as_millis() as u32,
+                held_us: u32::try_from(held.as_micros()).unwrap_or(u32::MAX),
+                epoch: *desk.epoch,
+            });
+            let sent = verbs.send(qp, grant.encode().as_ref());
+            let len = *len;
+            slot.state = match std::mem::replace(&mut slot.state, State::Vacant) {
+                State::Loaded(loaded) => State::Lent(loaded, now + self.lease),
+                other => other,
+            };
+            self.lend &= !(1 << index);
+            self.lent |= 1 << index;
+            if !sent {
+                // There was room for the loan and none for its message: taken back, the peer asks again in time.
+                self.revoke |= 1 << index;
+                return;
+            }
+            desk.counters.leases_granted += 1;
+            desk.counters.fabric.reads_served += 1;
+            desk.counters.fabric.payload_bytes_out += u64::from(len);
+            desk.supply.sent(desk.peer, len.into());
+        }
+    }
+
+    /// The path is being closed: what is not lent is let go of now.
+    pub(super) fn close(&mut self, now: Instant, desk: &mut Desk<'_>) {
+        for index in 0..READS_PER_PATH {
+            self.slots[index].next = None;
+            if !matches!(self.slots[index].state, State::Vacant | State::Lent(..) | State::Revoking { .. }) {
+                self.vacate(now, index, desk);
+            }
+        }
+        (self.lend, self.refuse, self.revoke) = (0, 0, 0);
+    }
+
+    /// The queue pair is gone, and with it every loan.
+    pub(super) fn gone(&mut self, now: Instant, desk: &mut Desk<'_>) {
+        for index in 0..READS_PER_PATH {
+            self.slots[index].next = None;
+            self.vacate(now, index, desk);
+        }
+    }
+}
