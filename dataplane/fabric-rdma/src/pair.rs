@@ -141,8 +141,11 @@ impl Pair {
         // SAFETY: numbers, null pointers and unions of those: all zeros are values.
         let (mut places, mut requests): ([ibv_sge; BATCH], [ibv_send_wr; BATCH]) =
             unsafe { (zeroed(), zeroed()) };
+        for (place, work) in places.iter_mut().zip(work) {
+            *place = ibv_sge { addr: work.address as u64, length: work.len, lkey: work.lkey };
+        }
+        let memory = places.as_mut_ptr();
         for (i, work) in work[..count].iter().enumerate() {
-            places[i] = ibv_sge { addr: work.address as u64, length: work.len, lkey: work.lkey };
             let request = &mut requests[i];
             request.wr_id = work.id;
             if work.signalled != 0 {
@@ -150,7 +153,7 @@ impl Pair {
             }
             match work.kind {
                 WORK_READ | WORK_SEND => {
-                    request.sg_list = &raw mut places[i];
+                    request.sg_list = memory.wrapping_add(i);
                     request.num_sge = 1;
                     if work.kind == WORK_READ {
                         request.opcode = ibv_wr_opcode::IBV_WR_RDMA_READ;
@@ -178,20 +181,12 @@ impl Pair {
                 _ => return 0,
             }
         }
-        let first = requests.as_mut_ptr();
-        for i in 1..count {
-            requests[i - 1].next = first.wrapping_add(i);
-        }
-        if count == 0 {
-            return 0;
-        }
-        let mut bad = ptr::null_mut();
-        // SAFETY: a list that ends; what it points to lives until the call is over, and all else is the caller's promise.
-        let result = unsafe { ibv_post_send(self.pair.as_ptr(), first, &mut bad) };
-        if result == 0 {
-            return count;
-        }
-        (0..count).find(|i| ptr::eq(first.wrapping_add(*i), bad)).unwrap_or(0)
+        // SAFETY: what the list points to lives until the call is over, and all else is the caller's promise.
+        post(
+            &mut requests[..count],
+            |request, next| request.next = next,
+            |first, bad| unsafe { ibv_post_send(self.pair.as_ptr(), first, bad) },
+        )
     }
 
     /// # Safety
@@ -201,30 +196,46 @@ impl Pair {
         // SAFETY: numbers and null pointers.
         let (mut memory, mut requests): ([ibv_sge; BATCH], [ibv_recv_wr; BATCH]) =
             unsafe { (zeroed(), zeroed()) };
+        for (memory, place) in memory.iter_mut().zip(places) {
+            *memory = ibv_sge { addr: place.address as u64, length: place.len, lkey: place.lkey };
+        }
+        let memory = memory.as_mut_ptr();
         for (i, place) in places[..count].iter().enumerate() {
-            memory[i] = ibv_sge { addr: place.address as u64, length: place.len, lkey: place.lkey };
             requests[i].wr_id = place.id;
-            requests[i].sg_list = &raw mut memory[i];
+            requests[i].sg_list = memory.wrapping_add(i);
             requests[i].num_sge = 1;
         }
-        let first = requests.as_mut_ptr();
-        for i in 1..count {
-            requests[i - 1].next = first.wrapping_add(i);
-        }
-        if count == 0 {
-            return 0;
-        }
-        let mut bad = ptr::null_mut();
         // SAFETY: as in `work`.
-        let result = unsafe { ibv_post_recv(self.pair.as_ptr(), first, &mut bad) };
-        if result == 0 {
-            return count;
-        }
-        (0..count).find(|i| ptr::eq(first.wrapping_add(*i), bad)).unwrap_or(0)
+        post(
+            &mut requests[..count],
+            |request, next| request.next = next,
+            |first, bad| unsafe { ibv_post_recv(self.pair.as_ptr(), first, bad) },
+        )
     }
 
     pub fn destroy(self) -> c_int {
         // SAFETY: made in `new`, and destroyed once.
         done(unsafe { ibv_destroy_qp(self.pair.as_ptr()) }).err().unwrap_or(0)
     }
+}
+
+/// Links requests to a list that ends and hands it to the device. Returns how many it took.
+fn post<T>(
+    requests: &mut [T],
+    link: impl Fn(&mut T, *mut T),
+    with: impl FnOnce(*mut T, *mut *mut T) -> c_int,
+) -> usize {
+    if requests.is_empty() {
+        return 0;
+    }
+    let first = requests.as_mut_ptr();
+    for (i, request) in requests.iter_mut().enumerate().rev().skip(1) {
+        link(request, first.wrapping_add(i + 1));
+    }
+    let first = requests.as_mut_ptr();
+    let mut bad = ptr::null_mut();
+    if with(first, &mut bad) == 0 {
+        return requests.len();
+    }
+    (0..requests.len()).find(|i| ptr::eq(first.wrapping_add(*i), bad)).unwrap_or(0)
 }

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use velo_object::NodeId;
 
+use super::RdmaCounters;
 use super::message::Message;
 use super::provider::{self, Provider};
 use super::reader::{self, Reader};
 use super::verbs::{QueuePair, Verbs};
-use super::{RdmaCounters, limits};
 use crate::supply::{Answer, Supply};
 use crate::{Completion, PathError, PathId, ProtocolError, Read, ReadError};
 
@@ -259,5 +259,3 @@ impl Path {
         [self.reader.stalls_at(stall_timeout), self.provider.next_timeout()].into_iter().flatten().min()
     }
 }
-
-const _: () = assert!(limits::READS_PER_PATH <= u64::BITS as usize);

@@ -1,10 +1,13 @@
-//! The reading side of a path: its slots, what is granted when, what is taken for lost.
+//! The reading side of a path: its slots and what arrives for them. What is granted when stands in [`granting`], what is taken for lost in
+//! [`timers`].
+
+mod granting;
+mod timers;
 
 use std::collections::VecDeque;
 
 use super::congestion::Congestion;
-use super::frame::{Credit, Data, ReadRequest};
-use super::pacer::Pacer;
+use super::frame::Data;
 use super::reading::{Place, Reading, Was};
 use super::reordering::Reordering;
 use super::rtt::RoundTrip;
@@ -376,30 +379,6 @@ impl Reader {
         }
     }
 
-    /// Takes for lost what was passed long enough ago.
-    pub(super) fn lose_passed(&mut self, now: u64, newest: u64, desk: &mut Desk<'_>) {
-        for slot in each(self.passed) {
-            self.lose_passed_of(now, slot, newest, desk);
-        }
-    }
-
-    fn lose_passed_of(&mut self, now: u64, slot: usize, newest: u64, desk: &mut Desk<'_>) {
-        let Some(reading) = &mut self.slots[slot] else { return };
-        let before = reading.granted_bytes();
-        let (now_us, wait_us) = ((now / 1_000) as u32, (self.rtt.tail_timeout() / 1_000) as u32);
-        let (came, congestion) = (&self.came, &mut self.congestion);
-        let lost = reading.lose_passed(newest, self.reordering.threshold(), now_us, wait_us, |credit| {
-            // Where nothing came by a grant, it was the grant that was lost, and the network has carried none of this.
-            if came[credit as usize % CREDITS] == credit {
-                congestion.lost(1);
-            }
-        });
-        self.inflight -= before - reading.granted_bytes();
-        self.lost += u64::from(lost);
-        desk.counters.segments_lost += u64::from(lost);
-        self.update(slot);
-    }
-
     fn measure(&mut self, now: u64, len: u64, data: &Data, marked: bool, desk: &mut Desk<'_>) {
         // All in microseconds of our clock, which may have wrapped since the grant.
         let response = ((now / 1_000) as u32).wrapping_sub(data.echo);
@@ -415,220 +394,5 @@ impl Reader {
             self.rtt.end_round();
         }
         desk.counters.window_cuts += self.congestion.cuts() - cuts;
-    }
-
-    /// Whether there is anything to be told to the supplier now.
-    pub(super) fn has_messages(&self) -> bool {
-        (self.ask | self.end) != 0 || self.may_grant()
-    }
-
-    /// Whether a grant is worth a frame now.
-    fn may_grant(&self) -> bool {
-        if self.wanting == 0 || self.paced || self.spread_until.is_some() {
-            return false;
-        }
-        let room = self.room();
-        // What was lost waits for nothing else.
-        let handful = if self.lossy != 0 { u64::from(self.segment_bytes) } else { self.handful() };
-        room >= handful || self.inflight == 0
-    }
-
-    /// What may be granted now of the reads that come next.
-    fn room(&self) -> u64 {
-        let window = self.congestion.window();
-        let room = window.saturating_sub(self.inflight);
-        if self.wanting & self.confirmed != 0 {
-            return room;
-        }
-        let half = (window / 2).max(self.segment_bytes.into());
-        if self.held_up == 0 {
-            return room.min(half);
-        }
-        // Of all that may have to wait at the supplier, so much that the rest of the window is left to what need not.
-        let tentative = each(self.tentative).filter_map(|slot| self.slots[slot].as_ref());
-        let granted: u64 = tentative.map(|reading| reading.granted_bytes()).sum();
-        room.min(half.saturating_sub(granted))
-    }
-
-    /// Grants go out in handfuls of so many bytes, not one for each segment that arrives.
-    fn handful(&self) -> u64 {
-        let segment = u64::from(self.segment_bytes);
-        (self.congestion.window() / 8).clamp(segment, 32 * segment)
-    }
-
-    /// The next READ that is to be sent.
-    pub(super) fn next_ask(&mut self) -> Option<ReadRequest> {
-        let slot = self.first_of(self.ask)?;
-        self.ask &= !(1 << slot);
-        let reading = self.slots[slot].as_ref()?;
-        Some(ReadRequest {
-            slot: slot as u16,
-            read: self.numbers[slot],
-            blob: reading.blob,
-            what: reading.what,
-            offset_bytes: reading.offset_bytes,
-            len: reading.len,
-            segment_bytes: reading.segment_bytes as u16,
-        })
-    }
-
-    /// Gives `push` the slots and reads whose END is to be sent, as long as it takes them.
-    pub(super) fn tell(&mut self, mut push: impl FnMut(u16, u32) -> bool) {
-        // Each is told once more with the next frame, should this one be lost.
-        let again = self.end_again & !self.end;
-        for slot in each(self.end).chain(each(again)) {
-            if !push(slot as u16, self.numbers[slot]) {
-                return;
-            }
-            let bit = 1 << slot;
-            self.end_again = (self.end_again & !bit) | (self.end & bit);
-            self.end &= !bit;
-        }
-    }
-
-    /// The supplier asks for a sign: tells it again which reads have ended.
-    pub(super) fn tell_ends(&mut self) {
-        for slot in each(!self.active).filter(|slot| self.numbers[*slot] != 0) {
-            self.end |= 1 << slot;
-        }
-    }
-
-    /// The next grant, as far as window and pacer allow; `left` bytes at most.
-    pub(super) fn next_credit(&mut self, now: u64, left: &mut u64, pacer: &mut Pacer) -> Option<Credit> {
-        // What the supplier has goes before what may still wait there until it has it.
-        let mut room = self.room();
-        let slot = self.first_of(self.wanting & self.confirmed).or_else(|| self.first_of(self.wanting))?;
-        let reading = self.slots[slot].as_mut()?;
-        let next = u64::from(reading.next_bytes()?);
-        let window = self.congestion.window();
-        if self.inflight == 0 {
-            room = room.max(next);
-        }
-        if room < next {
-            self.congestion.hold_back();
-            return None;
-        }
-        if let Some(rate) = self.congestion.pace(&self.rtt) {
-            let added = u128::from(now - self.allowed_ns) * u128::from(rate) / 1_000_000_000;
-            let most = (window / 8).max(4 * u64::from(self.segment_bytes));
-            self.allowance = (added as u64).saturating_add(self.allowance).min(most);
-            self.allowed_ns = now;
-            if self.allowance < next && self.inflight > 0 {
-                // An eighth of the window at a time: timers are not free.
-                let missing = u128::from((window / 16).max(next) - self.allowance);
-                self.spread_until =
-                    Some(now + (missing * 1_000_000_000 / u128::from(rate.max(1))) as u64 + 1);
-                return None;
-            }
-            room = room.min(self.allowance.max(next));
-        }
-        let cost = Pacer::cost(next, 1);
-        if pacer.available().min(*left) < cost {
-            self.paced = true;
-            return None;
-        }
-        let most =
-            room.min(pacer.available()).min(*left) / Pacer::cost(u64::from(reading.segment_bytes), 1).max(1);
-        let most = (most.max(1)).min(MASK.into()) as u32;
-        let (number, stamp) = (self.next_credit, (now / 1_000) as u32);
-        let (first, mask, bytes) = reading.grant(number, stamp, most)?;
-        self.next_credit = number.wrapping_add(1);
-        self.inflight += bytes;
-        self.allowance = self.allowance.saturating_sub(bytes);
-        reading.active_ns = now;
-        if self.inflight + self.handful() > window {
-            self.congestion.hold_back();
-        }
-        let cost = Pacer::cost(bytes, mask.count_ones().into());
-        pacer.spend(cost);
-        *left = left.saturating_sub(cost);
-        self.update(slot);
-        Some(Credit { slot: slot as u16, read: self.numbers[slot], number, stamp, first, mask })
-    }
-
-    /// Takes for lost what the tail timers say. Returns whether nothing at all comes through.
-    pub(super) fn handle_timeout(&mut self, now: u64, desk: &mut Desk<'_>) -> bool {
-        let mut silent = false;
-        self.spread_until = self.spread_until.filter(|until| *until > now);
-        for slot in each(self.active) {
-            let wait = self.wait(slot);
-            let Some(reading) = self.slots[slot].as_mut() else { continue };
-            if now < reading.active_ns.saturating_add(wait) {
-                continue;
-            }
-            if !reading.is_waiting() {
-                // What the supplier hears nothing of for long, it forgets.
-                self.ask |= u64::from(reading.is_asked()) << slot;
-                reading.active_ns = now;
-                continue;
-            }
-            desk.counters.tail_timeouts += 1;
-            let before = reading.granted_bytes();
-            let lost = reading.lose_all();
-            self.inflight -= before;
-            self.lost += u64::from(lost);
-            desk.counters.segments_lost += u64::from(lost);
-            reading.timeouts += 1;
-            reading.active_ns = now;
-            silent |= reading.timeouts > 1;
-            // The READ may be lost, or the supplier has forgotten it; or it has no buffer for it before others have ended: those must have
-            // their turn then, and it must know which have.
-            if !reading.confirmed || reading.timeouts > 1 {
-                let waits = !reading.confirmed;
-                reading.confirmed &= reading.timeouts < limits::TAILS_UNTIL_FORGOTTEN;
-                reading.started &= reading.confirmed;
-                self.ask |= 1 << slot;
-                if waits {
-                    self.put_last(slot);
-                    self.held_up = SLOTS as u32;
-                }
-                self.tell_ends();
-            }
-            self.update(slot);
-        }
-        let silent = silent && now > self.progress_ns.saturating_add(2 * self.rtt.tail_timeout());
-        if silent {
-            self.congestion.silence();
-        }
-        silent
-    }
-
-    /// How long the tail of a slot is waited for; of one that waits for nothing, how long it may be silent.
-    fn wait(&self, slot: usize) -> u64 {
-        let Some(reading) = &self.slots[slot] else { return u64::MAX };
-        if !reading.is_waiting() {
-            return limits::READ_AGAIN_NS;
-        }
-        let timeouts = reading.timeouts;
-        let wait = self.rtt.tail_timeout();
-        // Slowly longer: one segment asked for again congests nothing, and where much is lost it takes several tries.
-        let wait = (wait << (timeouts / 2).min(16)).min(limits::TAIL_MAX_NS.max(wait));
-        wait.min(self.tail_max_ns)
-    }
-
-    /// When [`handle_timeout`](Self::handle_timeout) has something to do.
-    pub(super) fn next_timeout(&self, now: u64) -> Option<u64> {
-        let wait = self.rtt.tail_timeout();
-        let passed = each(self.passed).filter_map(|slot| {
-            let age_us = self.slots[slot].as_ref()?.passed_age_us((now / 1_000) as u32)?;
-            Some(now + wait.saturating_sub(u64::from(age_us) * 1_000))
-        });
-        let waiting = each(self.active).filter_map(|slot| {
-            let reading = self.slots[slot].as_ref().filter(|reading| reading.is_asked())?;
-            Some(reading.active_ns.saturating_add(self.wait(slot)))
-        });
-        // Many slots with deadlines close to each other share one turn.
-        let tail = waiting.chain(passed).min().map(|at| at.max(now + wait / 8));
-        tail.into_iter().chain(self.spread_until).min()
-    }
-
-    /// The soonest that a grant made now can time out.
-    pub(super) fn soonest_timeout(&self, now: u64) -> u64 {
-        now.saturating_add(self.rtt.tail_timeout()).min(self.spread_until.unwrap_or(u64::MAX))
-    }
-
-    /// When the path has stalled unless something new arrives.
-    pub(super) fn stalls_at(&self, stall_timeout_ns: u64) -> Option<u64> {
-        (self.active != 0).then(|| self.progress_ns.saturating_add(stall_timeout_ns))
     }
 }
