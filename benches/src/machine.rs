@@ -2,17 +2,24 @@
 
 use std::fs;
 
+fn field(file: &str, key: &str) -> String {
+    fs::read_to_string(file)
+        .unwrap_or_default()
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix(key).map(|rest| rest.trim_start_matches([':', '\t', ' ']).trim().to_owned())
+        })
+        .unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// Memory that a program could have now.
+pub fn available_bytes() -> u64 {
+    let available = field("/proc/meminfo", "MemAvailable");
+    available.trim_end_matches(" kB").parse::<u64>().map_or(0, |kib| kib << 10)
+}
+
 /// One line: processor, cores, memory, kernel.
 pub fn describe() -> String {
-    let field = |file: &str, key: &str| {
-        fs::read_to_string(file)
-            .unwrap_or_default()
-            .lines()
-            .find_map(|line| {
-                line.strip_prefix(key).map(|rest| rest.trim_start_matches([':', '\t', ' ']).trim().to_owned())
-            })
-            .unwrap_or_else(|| "unknown".to_owned())
-    };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let flags = field("/proc/cpuinfo", "flags");
     let level = if flags.contains("avx512vl") {

@@ -4,17 +4,17 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One figure.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Row {
     /// What was measured.
     pub name: String,
     /// The median.
     pub value: f64,
     /// Its unit.
-    pub unit: &'static str,
+    pub unit: String,
     /// What was measured beside it in the same run, with its own figure.
     pub against: String,
     /// How many times better than that (more is better, whatever the unit).
@@ -87,7 +87,8 @@ impl Report {
     ) {
         let Bars { floor: bar, goal } = bars;
         let ok = bar.is_none_or(|bar| ratio >= bar);
-        self.push(Row { name: name.to_owned(), value, unit, against, ratio: Some(ratio), bar, goal, ok });
+        let (name, unit) = (name.to_owned(), unit.to_owned());
+        self.push(Row { name, value, unit, against, ratio: Some(ratio), bar, goal, ok });
     }
 
     /// Adds a row whose value must be at most `bar`.
@@ -96,7 +97,7 @@ impl Report {
         let row = Row {
             name: name.to_owned(),
             value,
-            unit,
+            unit: unit.to_owned(),
             against: "an absolute bound".to_owned(),
             ratio: None,
             bar: Some(bar),
@@ -109,10 +110,12 @@ impl Report {
     /// Adds a row that is information only.
     pub fn stated(&mut self, name: &str, value: f64, unit: &'static str) {
         let (against, ratio, bar, goal) = ("stated".to_owned(), None, None, None);
-        self.push(Row { name: name.to_owned(), value, unit, against, ratio, bar, goal, ok: true });
+        let (name, unit) = (name.to_owned(), unit.to_owned());
+        self.push(Row { name, value, unit, against, ratio, bar, goal, ok: true });
     }
 
-    fn push(&mut self, row: Row) {
+    /// Adds a row.
+    pub fn push(&mut self, row: Row) {
         if self.json {
             println!("{}", serde_json::to_string(&row).expect("numbers and texts"));
         } else {

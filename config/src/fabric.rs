@@ -7,12 +7,14 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Count, value};
+use crate::{Bytes, Count, value};
 
 /// One way of moving pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Fabric {
+    /// Reads of a peer's memory over InfiniBand or RoCE.
+    Rdma,
     /// The packet fabric over a device that DPDK drives.
     Dpdk,
     /// The packet fabric over AF_XDP.
@@ -27,6 +29,7 @@ impl Fabric {
     /// Its name in the configuration, in metrics and for people.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Rdma => "rdma",
             Self::Dpdk => "dpdk",
             Self::Xdp => "xdp",
             Self::Udp => "udp",
@@ -51,6 +54,8 @@ pub struct Fabrics {
     pub xdp: Xdp,
     /// DPDK.
     pub dpdk: Dpdk,
+    /// RDMA.
+    pub rdma: Rdma,
 }
 
 /// The packet fabric over UDP sockets.
@@ -131,6 +136,34 @@ impl Default for Dpdk {
             gateway: None,
             port: 7520,
             queues: Count::Auto,
+        }
+    }
+}
+
+/// Reads of a peer's memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rdma {
+    /// Whether the network of the devices is declared trusted: nothing is encrypted on it, and without this the fabric is off.
+    pub trusted: bool,
+    /// Devices, or ports of devices; none named for all that there are.
+    pub devices: Vec<String>,
+    /// Velo's plugin for RDMA; empty for the usual one.
+    pub plugin: PathBuf,
+    /// How long a peer may keep the memory that is lent to it for one read.
+    pub lease_ms: u64,
+    /// The most memory that is lent at once to one peer over one port.
+    pub lent_per_peer: Bytes,
+}
+
+impl Default for Rdma {
+    fn default() -> Self {
+        Self {
+            trusted: false,
+            devices: Vec::new(),
+            plugin: PathBuf::new(),
+            lease_ms: 10_000,
+            lent_per_peer: Bytes(32 << 20),
         }
     }
 }

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use error::{ConfigError, Place};
-pub use fabric::{Dpdk, Fabric, Fabrics, Subnet, Udp, Xdp};
+pub use fabric::{Dpdk, Fabric, Fabrics, Rdma, Subnet, Udp, Xdp};
 pub use load::default_file;
 pub use paths::Paths;
 pub use value::{Bytes, Count, Durability, LogFormat, Pin, Poll, Rate};
@@ -100,7 +100,7 @@ impl Default for Net {
             listen: vec![any(7440)],
             advertise: Vec::new(),
             trusted: false,
-            fabrics: vec![Fabric::Dpdk, Fabric::Xdp, Fabric::Udp, Fabric::Tcp],
+            fabrics: vec![Fabric::Rdma, Fabric::Dpdk, Fabric::Xdp, Fabric::Udp, Fabric::Tcp],
             line_rate: Rate(0),
             streams_per_peer: 4,
             stall_timeout_ms: 2000,
@@ -232,12 +232,12 @@ impl Config {
         fabrics
     }
 
-    /// Those of them for which there is what they need: a device, for the ones that need one.
+    /// Those of them for which there is what they need: a device, for the ones that name theirs.
     pub fn fabrics_with_device(&self) -> impl Iterator<Item = Fabric> {
         let with_device = |fabric: &Fabric| match fabric {
             Fabric::Dpdk => !self.fabric.dpdk.device.is_empty(),
             Fabric::Xdp => !self.fabric.xdp.interface.is_empty(),
-            Fabric::Udp | Fabric::Tcp => true,
+            Fabric::Rdma | Fabric::Udp | Fabric::Tcp => true,
         };
         self.fabrics().into_iter().filter(with_device)
     }

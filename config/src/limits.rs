@@ -14,6 +14,7 @@ const PACKET_WORKERS_MAX: u64 = 64;
 /// IFNAMSIZ without the zero at the end.
 const INTERFACE_BYTES: usize = 15;
 const EAL_MAX: usize = 64;
+const RDMA_DEVICES_MAX: usize = 16;
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 pub(crate) fn check(config: &Config, places: &Places) -> Result<(), ConfigError> {
@@ -99,6 +100,17 @@ pub(crate) fn check(config: &Config, places: &Places) -> Result<(), ConfigError>
         let must = format!("of the same kind as the address {own}");
         return fail("fabric.dpdk.gateway", must, gateway.to_string());
     }
+    let rdma = &fabric.rdma;
+    let is_place = |name: &String| {
+        let (device, port) = name.split_once(':').unwrap_or((name, "1"));
+        !device.is_empty() && !device.contains(['/', '\0']) && port.parse::<u8>().is_ok_and(|port| port > 0)
+    };
+    if rdma.devices.len() > RDMA_DEVICES_MAX || !rdma.devices.iter().all(is_place) {
+        let must = format!("at most {RDMA_DEVICES_MAX} names such as `mlx5_0` or `mlx5_0:2`");
+        return fail("fabric.rdma.devices", must, format!("{:?}", rdma.devices));
+    }
+    within("fabric.rdma.lease_ms", rdma.lease_ms, 100..=600_000)?;
+    size("fabric.rdma.lent_per_peer", rdma.lent_per_peer, 1 << 20..=1 << 40)?;
     within("net.streams_per_peer", net.streams_per_peer.into(), 1..=64)?;
     within("net.stall_timeout_ms", net.stall_timeout_ms, 100..=600_000)?;
     within("net.max_sessions", net.max_sessions.into(), 1..=65_536)?;

@@ -184,8 +184,10 @@ impl Merge {
     /// The error for a section or key that does not exist. What is nearest may be the same key in another section.
     fn unknown(&self, name: &str, place: Place) -> ConfigError {
         let (section, key) = name.rsplit_once('.').unwrap_or(("", name));
-        let mut all = self.defaults.keys().chain(&self.sections);
-        let elsewhere = all.find(|known| known.ends_with(&format!(".{key}")));
+        let all =
+            self.defaults.keys().chain(&self.sections).filter(|known| known.ends_with(&format!(".{key}")));
+        // Of several the one for the whole node, not for a part of it.
+        let elsewhere = all.min_by_key(|known| known.matches('.').count());
         let beside = || {
             let all = self.defaults.keys().chain(&self.sections);
             let keys = all.filter_map(|known| match section {

@@ -1,10 +1,16 @@
-//! A fabric as a worker drives it: [`Carrier`], for TCP streams and for every port of the packet fabric.
+//! A fabric as a worker drives it: [`Carrier`], for TCP streams, for every port of the packet fabric, and for RDMA.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use velo_fabric::packet::port::Port;
 use velo_fabric::packet::protocol::NewPath;
 use velo_fabric::packet::{Packet, PacketPathError};
+use velo_fabric::rdma::device::{Completions, Prepared};
+use velo_fabric::rdma::{AddPathError, Rdma};
 use velo_fabric::tcp::{Tcp, TcpPath};
-use velo_fabric::{Fabric, PathError, PathId};
+use velo_fabric::{Completion, Fabric, FabricCounters, PathError, PathId, Read, rdma};
 use velo_object::NodeId;
 
 /// A path for some fabric.
@@ -14,6 +20,21 @@ pub(crate) enum AnyPath {
     Tcp(Box<TcpPath>),
     /// Packets.
     Packet(Box<NewPath>),
+    /// A queue pair.
+    Rdma(Box<RdmaPath>),
+}
+
+/// A connected queue pair that becomes a path.
+pub(crate) struct RdmaPath {
+    pub(crate) id: PathId,
+    pub(crate) peer: NodeId,
+    pub(crate) prepared: Prepared,
+}
+
+impl fmt::Debug for RdmaPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RdmaPath").field("id", &self.id).field("peer", &self.peer).finish_non_exhaustive()
+    }
 }
 
 impl AnyPath {
@@ -22,6 +43,7 @@ impl AnyPath {
         match self {
             Self::Tcp(path) => (path.id, path.peer),
             Self::Packet(path) => (path.id, path.peer),
+            Self::Rdma(path) => (path.id, path.peer),
         }
     }
 }
@@ -50,6 +72,11 @@ pub(crate) trait Carrier: Fabric {
         None
     }
 
+    /// Whether its device has failed and nothing of it is in use any more: it is best [dropped](Spent::of).
+    fn is_spent(&self) -> bool {
+        false
+    }
+
     /// Counters of this kind of fabric alone, by name; always the same names in the same order.
     fn own_counters(&self, each: &mut dyn FnMut(&'static str, u64)) {
         let _ = each;
@@ -69,7 +96,7 @@ impl Carrier for Tcp {
     fn take(&mut self, path: AnyPath) -> Result<(), PathError> {
         match path {
             AnyPath::Tcp(path) => self.add_path(*path).map_err(refused),
-            AnyPath::Packet(_) => Err(other_kind()),
+            AnyPath::Packet(_) | AnyPath::Rdma(_) => Err(other_kind()),
         }
     }
 }
@@ -81,7 +108,7 @@ impl<P: Port> Carrier for Packet<P> {
                 PacketPathError::PortFailed(_) => PathError::Port(std::io::Error::other(error)),
                 error => refused(error),
             }),
-            AnyPath::Tcp(_) => Err(other_kind()),
+            AnyPath::Tcp(_) | AnyPath::Rdma(_) => Err(other_kind()),
         }
     }
 
@@ -97,5 +124,84 @@ impl<P: Port> Carrier for Packet<P> {
     fn own_counters(&self, each: &mut dyn FnMut(&'static str, u64)) {
         self.endpoint_counters().named().for_each(|(name, value)| each(name, value));
         self.port_counters().named().for_each(|(name, value)| each(name, value));
+    }
+}
+
+impl Carrier for Rdma<Completions> {
+    fn take(&mut self, path: AnyPath) -> Result<(), PathError> {
+        let AnyPath::Rdma(path) = path else { return Err(other_kind()) };
+        let RdmaPath { id, peer, prepared } = *path;
+        let adopted = self.verbs_mut().adopt(prepared);
+        let qp = adopted.map_err(|_| refused("another queue pair of its number is not quite gone"))?;
+        self.add_path(Instant::now(), rdma::NewPath { id, peer, qp }).map_err(|error| match error {
+            AddPathError::DeviceFailed => PathError::Port(std::io::Error::other(error)),
+            error => refused(error),
+        })
+    }
+
+    fn is_spent(&self) -> bool {
+        Rdma::is_spent(self)
+    }
+
+    fn own_counters(&self, each: &mut dyn FnMut(&'static str, u64)) {
+        self.rdma_counters().named().for_each(|(name, value)| each(name, value));
+    }
+}
+
+/// What remains of a fabric whose device has failed: its name and its counters.
+pub(crate) struct Spent {
+    name: &'static str,
+    counters: FabricCounters,
+    own: Vec<(&'static str, u64)>,
+    /// Never readable.
+    nothing: Option<OwnedFd>,
+}
+
+impl Spent {
+    pub(crate) fn of(fabric: &dyn Carrier) -> Self {
+        let mut own = Vec::new();
+        fabric.own_counters(&mut |name, value| own.push((name, value)));
+        let nothing = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).ok();
+        Self { name: fabric.name(), counters: fabric.counters(), own, nothing }
+    }
+}
+
+impl Fabric for Spent {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn post_read(&mut self, _: PathId, read: Read) -> Result<(), Read> {
+        Err(read)
+    }
+
+    fn cancel(&mut self, _: PathId, _: u64) {}
+
+    fn poll(&mut self, _: Instant, _: &mut Vec<Completion>) -> usize {
+        0
+    }
+
+    fn close(&mut self, _: PathId) {}
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.nothing.as_ref().map(AsFd::as_fd)
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn counters(&self) -> FabricCounters {
+        self.counters
+    }
+}
+
+impl Carrier for Spent {
+    fn take(&mut self, _: AnyPath) -> Result<(), PathError> {
+        Err(PathError::Port(std::io::Error::other("its device has failed")))
+    }
+
+    fn own_counters(&self, each: &mut dyn FnMut(&'static str, u64)) {
+        self.own.iter().for_each(|(name, value)| each(name, *value));
     }
 }

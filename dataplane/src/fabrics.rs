@@ -1,4 +1,4 @@
-//! The packet fabrics that a configuration names: their ports are opened here, each to be driven by a worker of its own.
+//! The fabrics besides TCP that a configuration names: their ports are opened here, each to be driven by a worker of its own.
 //!
 //! What cannot be opened is left out and said: TCP carries everything without it.
 
@@ -14,6 +14,8 @@ use velo_fabric::packet::port::ether::{Ether, EtherOptions, FramePort as _, Neig
 use velo_fabric::packet::port::udp::{Udp, UdpOptions};
 use velo_fabric::packet::port::xdp::{Xdp, XdpOptions};
 use velo_fabric::packet::protocol::EndpointOptions;
+use velo_fabric::rdma::device as rdma;
+use velo_fabric::rdma::verbs::Lending;
 use velo_fabric::supply::Supply;
 
 use crate::carrier::Carrier;
@@ -66,19 +68,49 @@ pub(crate) struct OpenFabric {
     pub(crate) ports: Vec<OpenPort>,
 }
 
-/// Opens the ports of all packet fabrics that are chosen; `note` hears what cannot be.
-pub(crate) fn open(choice: &FabricChoice, cores: usize, note: impl Fn(String)) -> Vec<OpenFabric> {
-    let mut opened = Vec::new();
+/// What could be opened.
+#[derive(Default)]
+pub(crate) struct Opened {
+    pub(crate) packets: Vec<OpenFabric>,
+    pub(crate) rdma: Option<OpenRdma>,
+}
+
+/// Ports of RDMA devices.
+pub(crate) struct OpenRdma {
+    /// Its place in the order of preference.
+    pub(crate) rank: u8,
+    pub(crate) ports: Vec<OpenDevice>,
+}
+
+/// A port of an RDMA device.
+pub(crate) struct OpenDevice {
+    pub(crate) device: rdma::Device,
+    /// What the status says of it.
+    pub(crate) words: String,
+    pub(crate) numa: Option<usize>,
+}
+
+/// Opens the ports of all fabrics that are chosen; `note` hears what cannot be.
+pub(crate) fn open(choice: &FabricChoice, cores: usize, note: impl Fn(String)) -> Opened {
+    let mut opened = Opened::default();
     for (rank, fabric) in (0..).zip(&choice.order) {
         let ports = match fabric {
             Fabric::Tcp => continue,
+            Fabric::Rdma => {
+                match open_rdma(choice, &note) {
+                    Ok(ports) if ports.is_empty() => {}
+                    Ok(ports) => opened.rdma = Some(OpenRdma { rank, ports }),
+                    Err(why) => note(format!("the fabric {fabric} is off: {why}")),
+                }
+                continue;
+            }
             Fabric::Udp => open_udp(choice, cores).map(|ports| (PacketKind::Udp, ports)),
             Fabric::Xdp => open_xdp(choice).map(|ports| (PacketKind::Xdp, ports)),
             Fabric::Dpdk => open_dpdk(choice).map(|ports| (PacketKind::Dpdk, ports)),
         };
         match ports {
             Ok((kind, (datagram_max_bytes, ports))) => {
-                opened.push(OpenFabric { kind, rank, datagram_max_bytes, ports });
+                opened.packets.push(OpenFabric { kind, rank, datagram_max_bytes, ports });
             }
             Err(why) => note(format!("the fabric {fabric} is off: {why}")),
         }
@@ -159,6 +191,71 @@ fn open_dpdk(choice: &FabricChoice) -> Result<Ports, String> {
         ports.push(OpenPort { make: carrier_of(port), address: local, words, numa });
     }
     Ok((datagram_max_bytes, ports))
+}
+
+/// Every port of every RDMA device, or those that are named. Without a word of trust none, which is said where there are any.
+fn open_rdma(choice: &FabricChoice, note: impl Fn(String)) -> Result<Vec<OpenDevice>, String> {
+    let settings = &choice.settings.rdma;
+    let mut places: Vec<rdma::Place> = Vec::new();
+    let (mut known, addresses) = (Vec::new(), rdma::addresses());
+    for address in &addresses {
+        let rdma::Place { device, port } = &address.place;
+        let named = |name: &String| *name == *device || *name == format!("{device}:{port}");
+        if !known.contains(device) {
+            known.push(device.clone());
+        }
+        let chosen = settings.devices.is_empty() || settings.devices.iter().any(named);
+        if chosen && !places.contains(&address.place) {
+            places.push(address.place.clone());
+        }
+    }
+    if !settings.trusted {
+        if !places.is_empty() {
+            note(format!(
+                "the fabric rdma is off: nothing is encrypted on the network of {}; set `fabric.rdma.trusted = true` where it is \
+                 trusted",
+                known.join(", "),
+            ));
+        }
+        return Ok(Vec::new());
+    }
+    if places.is_empty() {
+        return Err(if known.is_empty() {
+            "this host has no RDMA device with an address".to_owned()
+        } else {
+            format!("`fabric.rdma.devices` names none of {}", known.join(", "))
+        });
+    }
+    let path = Some(&*settings.plugin).filter(|path| !path.as_os_str().is_empty());
+    let plugin = rdma::Plugin::open(path).map_err(|error| error.to_string())?;
+    let mut ports = Vec::new();
+    for place in places {
+        let device = match rdma::Device::open(plugin, &place) {
+            Ok(device) if device.is_active() => device,
+            Ok(_) => {
+                note(format!("the fabric rdma does without {place}: the port is down"));
+                continue;
+            }
+            Err(error) => {
+                note(format!("the fabric rdma does without {place}: {error}"));
+                continue;
+            }
+        };
+        let node = fs::read_to_string(format!("/sys/class/infiniband/{}/device/numa_node", place.device));
+        let numa = node.ok().and_then(|node| node.trim().parse().ok());
+        let lending = match device.lending() {
+            Lending::Windows => "lends by memory windows",
+            Lending::Slabs => "lends whole slabs",
+        };
+        let rate = match device.rate_bytes_per_s() {
+            Some(rate) => format!("{:.1} Gbit/s", rate as f64 * 8.0 / 1e9),
+            None => "rate not known".to_owned(),
+        };
+        let at = addresses.iter().find(|address| address.place == place).map(|address| address.ip);
+        let at = at.map_or_else(String::new, |ip| format!(" at {ip}"));
+        ports.push(OpenDevice { device, words: format!("{place}{at}, {rate}, {lending}"), numa });
+    }
+    if ports.is_empty() { Err("no port of its devices can be used".to_owned()) } else { Ok(ports) }
 }
 
 /// The address for worker `at`: the port that many higher, where it is not any free one.

@@ -79,12 +79,12 @@ pub(crate) fn add(counter: &AtomicU64, amount: u64) {
     counter.fetch_add(amount, Ordering::Relaxed);
 }
 
-/// Why packets gave way to streams.
+/// Why another fabric gave way to streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FallBack {
     /// The peer said nothing of an offer.
     Unanswered,
-    /// No packet has come back on new paths.
+    /// Nothing has come back on new paths.
     Unproven,
     /// Paths stood still.
     Stalled,
@@ -126,7 +126,7 @@ impl FallBack {
     pub(crate) fn words(self) -> &'static str {
         match self {
             Self::Unanswered => "it does not answer offers",
-            Self::Unproven => "no packet has come back",
+            Self::Unproven => "nothing has come back",
             Self::Stalled => "nothing comes any more",
             Self::Closed => "it has ended it",
             Self::Protocol => "it broke the protocol",
@@ -140,8 +140,12 @@ impl FallBack {
             (Self::Unproven | Self::Stalled, Fabric::Udp) => {
                 "let UDP pass between the nodes at the ports of `fabric.udp.listen`".to_owned()
             }
-            (Self::Unproven | Self::Stalled, _) => {
+            (Self::Unproven | Self::Stalled, Fabric::Xdp | Fabric::Dpdk | Fabric::Tcp) => {
                 format!("look at the link, and at the addresses and ports of `fabric.{fabric}`")
+            }
+            (Self::Stalled | Self::Unproven | Self::Device, Fabric::Rdma) => {
+                "see the log; `ibv_devinfo` shows the state of its ports, `rdma statistic` their errors"
+                    .to_owned()
             }
             (Self::Device, _) => format!("see the log, and `fabric.{fabric}`"),
             _ => "run the same release of velo on both nodes".to_owned(),
@@ -149,8 +153,8 @@ impl FallBack {
     }
 }
 
-/// The packet fabrics, for counters of each.
-const PACKETS: [Fabric; 3] = [Fabric::Udp, Fabric::Xdp, Fabric::Dpdk];
+/// The fabrics besides TCP, for counters of each.
+const BETTER: [Fabric; 4] = [Fabric::Udp, Fabric::Xdp, Fabric::Dpdk, Fabric::Rdma];
 
 /// Bytes exchanged with one peer, and how.
 #[derive(Debug, Default)]
@@ -158,7 +162,7 @@ pub(crate) struct PeerCounters {
     pub(crate) received_bytes: AtomicU64,
     pub(crate) sent_bytes: AtomicU64,
     pub(crate) bad_pieces: AtomicU64,
-    /// One more than the place of a packet fabric in [`PACKETS`]; 0 for streams.
+    /// One more than the place of a fabric in [`BETTER`]; 0 for streams.
     fabric: AtomicU8,
     rtt_us: AtomicU64,
     loss_ppm: AtomicU64,
@@ -167,7 +171,7 @@ pub(crate) struct PeerCounters {
 impl PeerCounters {
     /// Says what carries what is read from the peer.
     pub(crate) fn set_fabric(&self, fabric: Fabric) {
-        let place = PACKETS.iter().position(|packets| *packets == fabric).map_or(0, |at| at as u8 + 1);
+        let place = BETTER.iter().position(|better| *better == fabric).map_or(0, |at| at as u8 + 1);
         self.fabric.store(place, Ordering::Relaxed);
     }
 
@@ -181,33 +185,47 @@ impl PeerCounters {
 
     fn traffic(&self) -> PeerTraffic {
         let get = |value: &AtomicU64| value.load(Ordering::Relaxed);
-        let fabric = PACKETS.get(usize::from(self.fabric.load(Ordering::Relaxed)).wrapping_sub(1));
+        let fabric = BETTER.get(usize::from(self.fabric.load(Ordering::Relaxed)).wrapping_sub(1));
+        // A device keeps that to itself.
+        let packets = fabric.filter(|fabric| **fabric != Fabric::Rdma);
         PeerTraffic {
             received_bytes: get(&self.received_bytes),
             sent_bytes: get(&self.sent_bytes),
             bad_pieces: get(&self.bad_pieces),
             fabric: fabric.copied().unwrap_or(Fabric::Tcp),
-            rtt_us: fabric.map(|_| get(&self.rtt_us)),
-            loss_ppm: fabric.map(|_| get(&self.loss_ppm)),
+            rtt_us: packets.map(|_| get(&self.rtt_us)),
+            loss_ppm: packets.map(|_| get(&self.loss_ppm)),
         }
     }
+}
+
+/// What is known of a port that one worker has to itself and that has a name.
+#[derive(Debug, Clone)]
+pub(crate) struct PortFacts {
+    /// As it stands in the metrics.
+    pub(crate) name: String,
+    pub(crate) rate_bytes_per_s: Option<u64>,
+    /// Memory that is registered with its device, and how long that took.
+    pub(crate) registered_bytes: u64,
+    pub(crate) registered_us: u64,
 }
 
 /// What one worker publishes: its line and its fabric's counters.
 #[derive(Debug)]
 pub(crate) struct WorkerNumbers {
     pub(crate) line: Mutex<String>,
+    port: Option<PortFacts>,
     fabric: &'static str,
     names: Vec<&'static str>,
     values: Vec<AtomicU64>,
 }
 
 impl WorkerNumbers {
-    pub(crate) fn new(carrier: &dyn Carrier) -> Self {
+    pub(crate) fn new(carrier: &dyn Carrier, port: Option<PortFacts>) -> Self {
         let mut names: Vec<_> = FabricCounters::default().named().map(|(name, _)| published(name)).collect();
         carrier.own_counters(&mut |name, _| names.push(name));
         let values = names.iter().map(|_| AtomicU64::new(0)).collect();
-        Self { line: Mutex::default(), fabric: carrier.name(), names, values }
+        Self { line: Mutex::default(), port, fabric: carrier.name(), names, values }
     }
 
     /// Copies the fabric's counters out; the only writer is the worker.
@@ -242,8 +260,8 @@ pub(crate) struct Metrics {
     pub(crate) planner: Mutex<velo_swarm::Counters>,
     pub(crate) workers: RwLock<Vec<Arc<WorkerNumbers>>>,
     pub(crate) pool: Mutex<Option<Pool>>,
-    /// How often each packet fabric gave way to streams, for each reason.
-    fall_backs: [[AtomicU64; FallBack::ALL.len()]; PACKETS.len()],
+    /// How often each of the others gave way to streams, for each reason.
+    fall_backs: [[AtomicU64; FallBack::ALL.len()]; BETTER.len()],
     notes: Mutex<Vec<String>>,
     peers: RwLock<HashMap<NodeId, Arc<PeerCounters>>>,
 }
@@ -265,9 +283,9 @@ impl Metrics {
         peers.entry(*node).or_default().clone()
     }
 
-    /// A packet fabric gave way to streams.
+    /// A fabric gave way to streams.
     pub(crate) fn fell_back(&self, fabric: Fabric, why: FallBack) {
-        let fabric = PACKETS.iter().position(|packets| *packets == fabric);
+        let fabric = BETTER.iter().position(|better| *better == fabric);
         let why = FallBack::ALL.iter().position(|reason| *reason == why);
         if let (Some(fabric), Some(why)) = (fabric, why) {
             add(&self.fall_backs[fabric][why], 1);
@@ -303,7 +321,24 @@ impl Metrics {
             sums.into_iter()
                 .map(|((fabric, name), sum)| (format!("fabric_{name}_total{{fabric=\"{fabric}\"}}"), sum)),
         );
-        for (fabric, reasons) in PACKETS.iter().zip(&self.fall_backs) {
+        for worker in &workers {
+            let Some(port) = &worker.port else { continue };
+            let labels = format!("{{fabric=\"{}\",port=\"{}\"}}", worker.fabric, port.name);
+            for (name, value) in worker.names.iter().zip(&worker.values) {
+                if matches!(*name, "received_bytes" | "sent_bytes") {
+                    let name = format!("fabric_port_{name}_total{labels}");
+                    counters.push((name, value.load(Ordering::Relaxed)));
+                }
+            }
+            for (name, value) in [
+                ("rate_bytes_per_second", port.rate_bytes_per_s),
+                ("registered_bytes", Some(port.registered_bytes)),
+                ("registration_microseconds", Some(port.registered_us)),
+            ] {
+                gauges.extend(value.map(|value| (format!("fabric_port_{name}{labels}"), value)));
+            }
+        }
+        for (fabric, reasons) in BETTER.iter().zip(&self.fall_backs) {
             for (why, count) in FallBack::ALL.iter().zip(reasons) {
                 let name = format!("fabric_fallbacks_total{{fabric=\"{fabric}\",reason=\"{}\"}}", why.name());
                 counters.push((name, count.load(Ordering::Relaxed)));

@@ -13,7 +13,7 @@ use velo_fabric::ring::{Consumer, Producer, Sleeper};
 use velo_fabric::{Completion, PathError, PathId, Read, ReadError};
 use velo_object::NodeId;
 
-use crate::carrier::{AnyPath, Carrier};
+use crate::carrier::{AnyPath, Carrier, Spent};
 use crate::metrics::{PeerCounters, WorkerNumbers};
 use crate::target::Target;
 use crate::verify::{Check, Filled};
@@ -106,6 +106,9 @@ impl Worker {
             work += self.fabric.poll(now, &mut completions);
             for completion in completions.drain(..) {
                 self.complete(completion, &mut pending, &mut paths);
+            }
+            if self.fabric.is_spent() {
+                self.fabric = Box::new(Spent::of(&*self.fabric));
             }
             turns = turns.wrapping_add(1);
             if turns.is_multiple_of(PUBLISH_TURNS) {

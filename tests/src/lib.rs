@@ -16,6 +16,7 @@ pub mod content;
 pub mod local;
 #[path = "../../dataplane/fabric/tests/support/namespaces.rs"]
 pub mod namespaces;
+pub mod rdma;
 #[path = "../../dataplane/fabric/tests/support/stranger.rs"]
 pub mod stranger;
 

@@ -146,6 +146,30 @@ fn without_a_certificate_of_this_cluster_nothing_comes() {
 }
 
 #[test]
+fn rdma_tells_no_stranger_a_key_of_memory() {
+    if !velo_tests::rdma::ready() {
+        return;
+    }
+    let settings = velo_tests::rdma::settings("");
+    let cluster = Cluster::start_with(2, &settings);
+    let (target, paths) = (&cluster.nodes[0], "fabric_paths_opened_total{fabric=\"rdma\"}");
+    let foreign = Cluster::start_with(1, &settings);
+    let foreign = identity(&foreign.nodes[0]);
+    for alpn in [SESSION_ALPN, DATA_ALPN] {
+        assert_eq!(bytes_sent_to(target, alpn, Claim(None)), 0, "no certificate");
+        assert_eq!(bytes_sent_to(target, alpn, Claim(Some(&foreign))), 0, "another cluster's");
+    }
+    // Keys travel over queue pairs alone, and those are offered within a session.
+    assert_eq!(target.counter(paths), 0, "a queue pair was made");
+    wait_until("a member gets one", || {
+        let id = put_something(&cluster);
+        let dest = cluster.path("dest");
+        cluster.nodes[1].ok(&["get", "--no-keep", &id, dest.to_str().expect("UTF-8")]);
+        target.counter(paths) > 0
+    });
+}
+
+#[test]
 fn plain_streams_need_the_key_of_a_session_also_where_the_network_is_trusted() {
     for trusted in [false, true] {
         let cluster = Cluster::start_with(2, &Settings { trusted, ..Settings::default() });

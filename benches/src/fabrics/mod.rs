@@ -7,6 +7,7 @@ mod frames;
 pub mod memif;
 mod packets;
 mod port_loop;
+pub mod rdma;
 mod region;
 mod simulated;
 mod sockets;

@@ -107,6 +107,11 @@ impl Target {
         Ok(Self { pool, filled: VecDeque::with_capacity(PIECES + 1) })
     }
 
+    /// Where the buffers come from.
+    pub(super) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     /// How often there was no buffer, of how many times that one was asked for.
     pub(super) fn misses(&self) -> (u64, u64) {
         let counters = self.pool.counters();

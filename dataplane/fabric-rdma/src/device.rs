@@ -7,15 +7,15 @@ use std::ptr::{self, NonNull};
 use rdma_sys::{
     ibv_access_flags, ibv_alloc_mw, ibv_alloc_pd, ibv_async_event, ibv_close_device, ibv_context,
     ibv_dealloc_pd, ibv_dereg_mr, ibv_device_attr, ibv_device_cap_flags, ibv_event_type,
-    ibv_free_device_list, ibv_get_async_event, ibv_get_device_list, ibv_get_device_name, ibv_gid, ibv_mr,
-    ibv_mw, ibv_mw_type, ibv_open_device, ibv_pd, ibv_query_device, ibv_query_gid, ibv_reg_mr,
+    ibv_free_device_list, ibv_get_async_event, ibv_get_device_list, ibv_get_device_name, ibv_mr, ibv_mw,
+    ibv_mw_type, ibv_open_device, ibv_pd, ibv_query_device, ibv_reg_mr,
 };
 use velo_fabric::rdma::table::{
     ASYNC_ADDRESSES, ASYNC_DEVICE, ASYNC_OTHER, ASYNC_PAIR, ASYNC_PORT_DOWN, ASYNC_PORT_UP, Async,
-    DeviceAnswer, Keys, REGION_FILLED, REGION_LENT, REGION_WINDOWS,
+    DeviceAnswer, Keys, REGION_FILLED, REGION_LENT, REGION_ON_DEMAND, REGION_WINDOWS,
 };
 
-use crate::verbs::{done, made, query_port};
+use crate::verbs::{done, fills_on_demand, made, query_port};
 
 /// `IBV_PORT_ACTIVE`, `IBV_LINK_LAYER_ETHERNET`.
 const ACTIVE: u32 = 4;
@@ -25,8 +25,6 @@ pub struct Device {
     pub context: NonNull<ibv_context>,
     pub domain: NonNull<ibv_pd>,
     pub port: u8,
-    pub gid_index: u8,
-    pub gid: [u8; 16],
     pub mtu: u32,
     pub lid: u16,
     pub ethernet: bool,
@@ -40,15 +38,12 @@ unsafe impl Send for Device {}
 unsafe impl Sync for Device {}
 
 impl Device {
-    pub fn open(name: &CStr, port: u32, gid_index: u32, answer: &mut DeviceAnswer) -> Result<Self, c_int> {
-        let (port, gid_index) = (
-            u8::try_from(port).map_err(|_| -libc::EINVAL)?,
-            u8::try_from(gid_index).map_err(|_| -libc::EINVAL)?,
-        );
+    pub fn open(name: &CStr, port: u32, answer: &mut DeviceAnswer) -> Result<Self, c_int> {
+        let port = u8::try_from(port).map_err(|_| -libc::EINVAL)?;
         let context = find(name)?;
         // SAFETY: the context was opened above; all that is made of it is undone where a later step fails.
         unsafe {
-            let opened = Self::open_port(context, port, gid_index, answer);
+            let opened = Self::open_port(context, port, answer);
             if opened.is_err() {
                 ibv_close_device(context.as_ptr());
             }
@@ -61,16 +56,13 @@ impl Device {
     unsafe fn open_port(
         context: NonNull<ibv_context>,
         port: u8,
-        gid_index: u8,
         answer: &mut DeviceAnswer,
     ) -> Result<Self, c_int> {
-        // SAFETY: the structures are numbers, and all zeros are values of them; the context is open.
-        let (device, of_port, gid) = unsafe {
+        // SAFETY: the structure is numbers, and all zeros are values of them; the context is open.
+        let (device, of_port) = unsafe {
             let mut device: ibv_device_attr = zeroed();
             done(ibv_query_device(context.as_ptr(), &mut device))?;
-            let mut gid: ibv_gid = zeroed();
-            done(ibv_query_gid(context.as_ptr(), port, gid_index.into(), &mut gid))?;
-            (device, query_port(context.as_ptr(), port)?, gid.raw)
+            (device, query_port(context.as_ptr(), port)?)
         };
         let windows = ibv_device_cap_flags::IBV_DEVICE_MEM_WINDOW_TYPE_2A
             | ibv_device_cap_flags::IBV_DEVICE_MEM_WINDOW_TYPE_2B;
@@ -80,9 +72,10 @@ impl Device {
             reads_out: device.max_qp_init_rd_atom.max(0) as u32,
             reads_in: device.max_qp_rd_atom.max(0) as u32,
             work_max: device.max_qp_wr.max(0) as u32,
+            completions_max: device.max_cqe.max(0) as u32,
             windows: u32::from(device.device_cap_flags & windows.0 != 0),
-            // The classic call does not say; nothing here relies on it.
-            on_demand: 0,
+            // SAFETY: the context is open.
+            on_demand: u32::from(unsafe { fills_on_demand(context.as_ptr()) }),
             megabits_per_s: megabits(of_port.active_width, of_port.active_speed),
             mtu: of_port.active_mtu,
             active: u32::from(of_port.state == ACTIVE),
@@ -97,8 +90,6 @@ impl Device {
             context,
             domain,
             port,
-            gid_index,
-            gid,
             mtu: of_port.active_mtu,
             lid: of_port.lid,
             ethernet,
@@ -121,6 +112,7 @@ impl Device {
             (REGION_FILLED, ibv_access_flags::IBV_ACCESS_LOCAL_WRITE),
             (REGION_LENT, ibv_access_flags::IBV_ACCESS_REMOTE_READ),
             (REGION_WINDOWS, ibv_access_flags::IBV_ACCESS_MW_BIND),
+            (REGION_ON_DEMAND, ibv_access_flags::IBV_ACCESS_ON_DEMAND),
         ] {
             if purpose & bit != 0 {
                 access |= flags.0;

@@ -54,16 +54,11 @@ fn handle<T, H>(made: Result<T, c_int>, error: &mut c_int) -> *mut H {
     }
 }
 
-unsafe extern "C" fn open(
-    name: *const c_char,
-    port: u32,
-    gid_index: u32,
-    answer: *mut DeviceAnswer,
-) -> *mut DeviceHandle {
+unsafe extern "C" fn open(name: *const c_char, port: u32, answer: *mut DeviceAnswer) -> *mut DeviceHandle {
     // SAFETY: the table's contract: a string and room for the answer.
     let (name, answer) = unsafe { (CStr::from_ptr(name), &mut *answer) };
     let mut error = 0;
-    let device: *mut DeviceHandle = handle(Device::open(name, port, gid_index, answer), &mut error);
+    let device: *mut DeviceHandle = handle(Device::open(name, port, answer), &mut error);
     if device.is_null() {
         answer.error = error;
     }
@@ -143,9 +138,14 @@ unsafe extern "C" fn pair(
     }
 }
 
-unsafe extern "C" fn connect(pair: *mut PairHandle, ours: *const End, theirs: *const End) -> c_int {
+unsafe extern "C" fn connect(
+    pair: *mut PairHandle,
+    gid_index: u32,
+    ours: *const End,
+    theirs: *const End,
+) -> c_int {
     // SAFETY: made by `pair`, and two structures.
-    unsafe { code((*pair.cast::<Pair>()).connect(&*ours, &*theirs)) }
+    unsafe { code((*pair.cast::<Pair>()).connect(gid_index, &*ours, &*theirs)) }
 }
 
 unsafe extern "C" fn fail(pair: *mut PairHandle) -> c_int {

@@ -5,7 +5,7 @@ use std::mem::zeroed;
 use std::ptr::{self, NonNull};
 
 use rdma_sys::{
-    bind_mw_t, ibv_access_flags, ibv_create_qp, ibv_destroy_qp, ibv_modify_qp, ibv_mw_bind_info,
+    bind_mw_t, ibv_access_flags, ibv_create_qp, ibv_destroy_qp, ibv_modify_qp, ibv_mw, ibv_mw_bind_info,
     ibv_post_recv, ibv_post_send, ibv_qp, ibv_qp_attr, ibv_qp_attr_mask as Mask, ibv_qp_init_attr,
     ibv_qp_state, ibv_qp_type, ibv_recv_wr, ibv_send_flags, ibv_send_wr, ibv_sge, ibv_wr_opcode, rdma_t,
 };
@@ -28,7 +28,6 @@ const HOPS: u8 = 64;
 pub struct Pair {
     pair: NonNull<ibv_qp>,
     port: u8,
-    gid_index: u8,
     ethernet: bool,
     reads_out: u8,
     reads_in: u8,
@@ -50,7 +49,6 @@ impl Pair {
         let this = Self {
             pair,
             port: device.port,
-            gid_index: device.gid_index,
             ethernet: device.ethernet,
             reads_out: device.reads_out,
             reads_in: device.reads_in,
@@ -75,7 +73,7 @@ impl Pair {
             mtu: device.mtu,
             lid: device.lid.into(),
             reads_in: device.reads_in.into(),
-            gid: device.gid,
+            gid: end.gid,
         };
         Ok(this)
     }
@@ -85,7 +83,8 @@ impl Pair {
         done(unsafe { ibv_modify_qp(self.pair.as_ptr(), attr, mask.0 as c_int) })
     }
 
-    pub fn connect(&self, ours: &End, theirs: &End) -> Result<(), c_int> {
+    pub fn connect(&self, gid_index: u32, ours: &End, theirs: &End) -> Result<(), c_int> {
+        let gid_index = u8::try_from(gid_index).map_err(|_| -libc::EINVAL)?;
         // SAFETY: numbers: all zeros are values.
         let mut attr: ibv_qp_attr = unsafe { zeroed() };
         attr.qp_state = ibv_qp_state::IBV_QPS_RTR;
@@ -98,7 +97,7 @@ impl Pair {
         attr.ah_attr.dlid = theirs.lid as u16;
         if self.ethernet || theirs.lid == 0 {
             attr.ah_attr.is_global = 1;
-            attr.ah_attr.grh.sgid_index = self.gid_index;
+            attr.ah_attr.grh.sgid_index = gid_index;
             attr.ah_attr.grh.hop_limit = HOPS;
             attr.ah_attr.grh.dgid.raw = theirs.gid;
         }
@@ -182,11 +181,17 @@ impl Pair {
             }
         }
         // SAFETY: what the list points to lives until the call is over, and all else is the caller's promise.
-        post(
+        let posted = post(
             &mut requests[..count],
             |request, next| request.next = next,
             |first, bad| unsafe { ibv_post_send(self.pair.as_ptr(), first, bad) },
-        )
+        );
+        for bound in work[..posted].iter().filter(|work| work.kind == WORK_BIND) {
+            // A provider takes a window's key of now from its structure, and nobody but who binds it keeps that.
+            // SAFETY: a window of the caller's, which lives.
+            unsafe { (*bound.window.cast::<ibv_mw>()).rkey = bound.rkey };
+        }
+        posted
     }
 
     /// # Safety

@@ -16,6 +16,7 @@ use super::handle::Shared;
 use super::inbox::Input;
 use super::job::Job;
 use super::packets::PacketFabric;
+use super::pairs::RdmaFabric;
 use super::peers::{PathPlace, PeerMap, Peers};
 use super::task::TaskQueue;
 use super::want::{Ask, AskTag, Want};
@@ -85,7 +86,6 @@ impl VerifierPort {
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub(super) streams_per_peer: usize,
-    pub(super) reads_per_path: u32,
 }
 
 /// The engine.
@@ -100,8 +100,9 @@ pub(super) struct Engine {
     /// Those of TCP first.
     pub(super) workers: Vec<WorkerPort>,
     pub(super) tcp_workers: usize,
-    /// The packet fabrics that this node has, and where TCP stands among them in the order of preference.
+    /// The other fabrics that this node has, and where TCP stands among them in the order of preference.
     pub(super) packets: Vec<PacketFabric>,
+    pub(super) rdma: Option<RdmaFabric>,
     pub(super) tcp_rank: u8,
     pub(super) verifiers: Vec<VerifierPort>,
     pub(super) sleeper: Sleeper,
@@ -131,12 +132,13 @@ pub(super) struct Engine {
     pub(super) to_tell: HashSet<NodeId>,
     pub(super) paths: HashMap<PathId, PathPlace>,
     pub(super) next_path: PathId,
-    /// Packet paths, and the most that there may be.
+    /// Paths that are no streams, and the most that there may be.
     pub(super) packet_paths: usize,
     pub(super) packet_paths_max: usize,
     /// The serial number of the last packet path.
     pub(super) path_serial: u64,
     pub(super) next_offer: u32,
+    pub(super) next_session: u64,
     pub(super) next_want: u64,
 
     pub(super) next_news: u64,
@@ -257,7 +259,7 @@ impl Engine {
 
     fn tick(&mut self, now: u64) {
         self.dial(now);
-        self.look_after_packets(now);
+        self.look_after_fabrics(now);
         self.fail_pathless(now);
         self.find_waiting_jobs(now);
         self.forget_old_jobs(now);

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use velo_fabric::tcp::TcpPath;
+use velo_config::Fabric;
+use velo_fabric::tcp::{READS_PER_PATH, TcpPath};
 use velo_object::{BlobId, NodeId, PIECE_BYTES, PieceSet, Pieces};
 use velo_swarm::{Failure, Have, SourceInfo};
 
@@ -60,8 +61,10 @@ impl Engine {
                 self.session_up(node);
                 let first_serial = self.path_serial;
                 let address = address.ip().to_canonical();
-                let facts = SessionFacts { keying, dialled: !incoming, address, first_serial };
-                self.peer(node).packets.session = Some(facts);
+                self.next_session += 1;
+                let number = self.next_session;
+                let facts = SessionFacts { number, keying, dialled: !incoming, address, first_serial };
+                self.peer(node).fabrics.session = Some(facts);
             }
             SessionEvent::Down { node, .. } => self.session_down(now, node),
             SessionEvent::Message { node, message } => self.message(now, node, message),
@@ -80,9 +83,9 @@ impl Engine {
                 let id = self.next_path;
                 self.next_path += 1;
                 let worker = self.next_path as usize % self.tcp_workers;
-                self.paths.insert(id, PathPlace { worker, node, kind: None });
+                self.paths.insert(id, PathPlace { worker, node, fabric: Fabric::Tcp });
                 let peer = self.peer(node);
-                peer.paths.push(PeerPath { id, reads: 0, rank, usable: true });
+                peer.paths.push(PeerPath { id, reads: 0, most: READS_PER_PATH as u32, rank, usable: true });
                 if !peer.queue.is_empty() {
                     self.queued_peers.insert(node);
                 }
@@ -96,7 +99,7 @@ impl Engine {
 
     fn session_up(&mut self, node: NodeId) {
         // Their keys are those of the session that was up before.
-        self.end_packets(node);
+        self.end_sets(node);
         let peer = self.peer(node);
         // Where one was up, a new session took its place: the peer may have started anew and knows nothing of us.
         let interested = std::mem::take(&mut peer.interested);
@@ -129,7 +132,7 @@ impl Engine {
                 self.workers[place.worker].send(Command::Close(path.id));
             }
         }
-        self.end_packets(node);
+        self.end_sets(node);
         self.queued_peers.remove(&node);
         self.to_tell.remove(&node);
         self.held.retain(|held| held.node != node);
@@ -224,13 +227,13 @@ impl Engine {
         }
     }
 
-    /// Sees to it that something can be read from a peer: offers it packet paths, and asks for streams where it has fewer than it should
-    /// and no packets carry what is read from it.
+    /// Sees to it that something can be read from a peer: offers it other paths than streams, and asks for streams where it has
+    /// fewer than it should and nothing better carries what is read from it.
     pub(super) fn open_streams(&mut self, now: u64, node: NodeId) {
         self.offer_paths(now, node);
         let (most, tcp) = (self.settings.streams_per_peer, self.tcp_rank);
         let peer = self.peer(node);
-        if peer.is_carried_by_packets(tcp) || peer.packets.may_prove_soon(now) {
+        if peer.is_carried_by_better(tcp) || peer.fabrics.may_prove_soon(now) {
             return;
         }
         let streams = peer.paths.iter().filter(|path| path.rank == tcp).count();

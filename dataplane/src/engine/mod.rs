@@ -10,6 +10,8 @@ mod handle;
 mod inbox;
 mod job;
 mod packets;
+mod pairs;
+mod paths;
 mod peers;
 mod pulls;
 mod reads;

@@ -4,13 +4,15 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use velo_config::Fabric;
 use velo_fabric::PathId;
 use velo_object::{BlobId, NodeId};
 use velo_swarm::Tag;
 
-use super::packets::{retry_at, was_good};
+use super::pairs::{MadePair, Making};
+use super::paths::{retry_at, was_good};
 use crate::metrics::PeerCounters;
-use crate::session::paths::{PacketKind, PathEnd};
+use crate::session::paths::PathEnd;
 use crate::session::{PathKeying, PeerMessage};
 
 /// How long a peer may take to answer before nobody counts on it.
@@ -46,10 +48,10 @@ pub(super) struct Peer {
     pub(super) streams_asked_at: Option<u64>,
     /// Whether the planner knows it as a source.
     pub(super) source: bool,
-    /// Its streams and packet paths.
+    /// Its streams and other paths.
     pub(super) paths: Vec<PeerPath>,
-    /// How far it is with packet fabrics.
-    pub(super) packets: PeerPackets,
+    /// How far it is with other fabrics than TCP.
+    pub(super) fabrics: PeerFabrics,
     /// Reads that wait for a path or a buffer.
     pub(super) queue: VecDeque<Tag>,
     /// What it wants to hear of.
@@ -77,7 +79,7 @@ impl Peer {
             streams_asked_at: None,
             source: false,
             paths: Vec::new(),
-            packets: PeerPackets::default(),
+            fabrics: PeerFabrics::default(),
             queue: VecDeque::new(),
             interested: HashSet::new(),
             lookups: 0,
@@ -116,16 +118,16 @@ impl Peer {
         self.paths.iter().any(|path| path.usable)
     }
 
-    /// Whether packets carry what is read from it.
-    pub(super) fn is_carried_by_packets(&self, tcp_rank: u8) -> bool {
+    /// Whether something better than streams carries what is read from it.
+    pub(super) fn is_carried_by_better(&self, tcp_rank: u8) -> bool {
         self.paths.iter().any(|path| path.usable && path.rank < tcp_rank)
     }
 
     /// Of the best fabric's paths the one with the fewest outstanding reads, if one takes more.
-    pub(super) fn free_path(&mut self, most: u32) -> Option<&mut PeerPath> {
+    pub(super) fn free_path(&mut self) -> Option<&mut PeerPath> {
         let best = self.paths.iter().filter(|path| path.usable).map(|path| path.rank).min()?;
         let of_best = self.paths.iter_mut().filter(|path| path.usable && path.rank == best);
-        of_best.min_by_key(|path| path.reads).filter(|path| path.reads < most)
+        of_best.min_by_key(|path| path.reads).filter(|path| path.reads < path.most)
     }
 }
 
@@ -135,15 +137,19 @@ pub(super) struct PeerPath {
     pub(super) id: PathId,
     /// Reads outstanding on it.
     pub(super) reads: u32,
+    /// And the most of them.
+    pub(super) most: u32,
     /// Its fabric's place in the order of preference: lower is better.
     pub(super) rank: u8,
-    /// Whether it takes reads: a packet path does not before it is proven.
+    /// Whether it takes reads: only a stream does before it is proven.
     pub(super) usable: bool,
 }
 
-/// What of a session packet paths are made of.
+/// What of a session paths are made of.
 #[derive(Debug, Clone)]
 pub(super) struct SessionFacts {
+    /// No other session has it.
+    pub(super) number: u64,
     pub(super) keying: PathKeying,
     /// Whether this node dialled.
     pub(super) dialled: bool,
@@ -158,14 +164,23 @@ pub(super) struct SessionFacts {
 pub(super) struct Offered {
     pub(super) number: u32,
     pub(super) at: u64,
-    /// What was offered: this side's ends, and the worker of each.
-    pub(super) ends: Vec<(PacketKind, Vec<(usize, PathEnd)>)>,
+    /// What was offered, and this side of it.
+    pub(super) fabrics: Vec<(Fabric, OfferedEnds)>,
 }
 
-/// The paths of one packet fabric.
+/// This side of an offered fabric.
+#[derive(Debug)]
+pub(super) enum OfferedEnds {
+    /// The ends of packet paths, and the worker of each.
+    Packets(Vec<(usize, PathEnd)>),
+    /// Queue pairs.
+    Pairs(Vec<MadePair>),
+}
+
+/// The paths of one fabric.
 #[derive(Debug)]
 pub(super) struct PathSet {
-    pub(super) kind: PacketKind,
+    pub(super) fabric: Fabric,
     pub(super) rank: u8,
     pub(super) paths: Vec<PathId>,
     /// Since when it is so: being proven, or proven.
@@ -176,17 +191,19 @@ pub(super) struct PathSet {
 /// How often a fabric has failed lately, and until when it rests.
 #[derive(Debug)]
 struct Rest {
-    kind: PacketKind,
+    fabric: Fabric,
     failures: u32,
     until: u64,
 }
 
-/// How far a peer is with packet fabrics.
+/// How far a peer is with other fabrics than TCP.
 #[derive(Debug, Default)]
-pub(super) struct PeerPackets {
+pub(super) struct PeerFabrics {
     /// While a session is up.
     pub(super) session: Option<SessionFacts>,
     pub(super) offered: Option<Offered>,
+    /// What queue pairs are being made for.
+    pub(super) making: Option<Making>,
     /// When an offer of its was last taken.
     pub(super) offer_taken_at: Option<u64>,
     /// At most one of each kind.
@@ -198,7 +215,7 @@ pub(super) struct PeerPackets {
     rests: Vec<Rest>,
 }
 
-impl PeerPackets {
+impl PeerFabrics {
     /// An attempt begins.
     pub(super) fn begin(&mut self, now: u64) {
         if !std::mem::replace(&mut self.tried, true) {
@@ -212,32 +229,32 @@ impl PeerPackets {
     }
 
     /// Whether a fabric may be offered.
-    pub(super) fn may_try(&self, now: u64, kind: PacketKind) -> bool {
-        self.rests.iter().all(|rest| rest.kind != kind || now >= rest.until)
+    pub(super) fn may_try(&self, now: u64, fabric: Fabric) -> bool {
+        self.rests.iter().all(|rest| rest.fabric != fabric || now >= rest.until)
     }
 
     /// A fabric has failed: it rests, longer each time.
-    pub(super) fn failed(&mut self, now: u64, kind: PacketKind) {
-        let rest = self.rest(kind);
+    pub(super) fn failed(&mut self, now: u64, fabric: Fabric) {
+        let rest = self.rest(fabric);
         rest.failures = rest.failures.saturating_add(1);
         rest.until = retry_at(now, rest.failures);
     }
 
     /// The paths of a fabric that has failed were good for long: that it failed before counts no more.
-    pub(super) fn forgive(&mut self, now: u64, kind: PacketKind) {
-        if self.sets.iter().any(|set| set.kind == kind && set.proven && was_good(now, set.since)) {
-            self.rest(kind).failures = 0;
+    pub(super) fn forgive(&mut self, now: u64, fabric: Fabric) {
+        if self.sets.iter().any(|set| set.fabric == fabric && set.proven && was_good(now, set.since)) {
+            self.rest(fabric).failures = 0;
         }
     }
 
     /// The peer does not have a fabric, or not so that it could be reached: not in this session.
-    pub(super) fn never(&mut self, kind: PacketKind) {
-        self.rest(kind).until = u64::MAX;
+    pub(super) fn never(&mut self, fabric: Fabric) {
+        self.rest(fabric).until = u64::MAX;
     }
 
-    fn rest(&mut self, kind: PacketKind) -> &mut Rest {
-        let at = self.rests.iter().position(|rest| rest.kind == kind).unwrap_or_else(|| {
-            self.rests.push(Rest { kind, failures: 0, until: 0 });
+    fn rest(&mut self, fabric: Fabric) -> &mut Rest {
+        let at = self.rests.iter().position(|rest| rest.fabric == fabric).unwrap_or_else(|| {
+            self.rests.push(Rest { fabric, failures: 0, until: 0 });
             self.rests.len() - 1
         });
         &mut self.rests[at]
@@ -251,12 +268,12 @@ impl PeerPackets {
     }
 }
 
-/// Which worker has a path, to whom it leads, and of which packet fabric it is, if it is no stream.
+/// Which worker has a path, to whom it leads, and of which fabric it is.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PathPlace {
     pub(super) worker: usize,
     pub(super) node: NodeId,
-    pub(super) kind: Option<PacketKind>,
+    pub(super) fabric: Fabric,
 }
 
 /// Where peers are found.

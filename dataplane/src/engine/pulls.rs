@@ -129,6 +129,7 @@ impl Engine {
             }
             Done::Table { jobs, result } => self.table_read(now, jobs, result),
             Done::Haves { node, haves } => self.haves_found(node, haves),
+            Done::Pairs(done) => self.pairs_done(now, done),
         }
     }
 

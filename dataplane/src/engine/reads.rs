@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use velo_config::Fabric;
 use velo_fabric::{PathId, Read, ReadError, What};
 use velo_object::{BlobId, NodeId, PIECE_BYTES};
 use velo_socket::{Error, ErrorCode};
 use velo_swarm::{Accusation, Action, Arrival, Blame, DropReason, Failure};
 
 use super::core::Engine;
-use super::peers::PathPlace;
 use super::task::{Arrived, OutboardFault, SentOutboard, Task};
 use super::want::{Ask, AskTag, Asked, Stage, Want};
 use crate::metrics::add;
@@ -137,7 +137,7 @@ impl Engine {
                     self.open_streams(now, node);
                     break;
                 }
-                let Some(path) = peer.free_path(self.settings.reads_per_path) else { break };
+                let Some(path) = peer.free_path() else { break };
                 let Some(buffer) = self.pool.take() else { return };
                 path.reads += 1;
                 let path = path.id;
@@ -210,8 +210,8 @@ impl Engine {
                 if let Some(peer) = self.peers.get_mut(&node) {
                     peer.paths.retain(|known| known.id != path);
                 }
-                if let Some(PathPlace { kind: Some(kind), worker, .. }) = place {
-                    self.packet_path_closed(now, node, path, (worker, kind), &error);
+                if let Some(place) = place.filter(|place| place.fabric != Fabric::Tcp) {
+                    self.set_path_closed(now, path, place, &error);
                 }
             }
         }

@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use velo_config::{Fabric, Pin, Poll};
 use velo_fabric::packet::protocol::EndpointOptions;
 use velo_fabric::pool::Pool;
+use velo_fabric::rdma::device::Purpose;
+use velo_fabric::rdma::{Rdma as RdmaCarrier, RdmaOptions, limits as rdma_limits};
 use velo_fabric::ring::{Sleeper, ring};
 use velo_fabric::supply::Threads;
-use velo_fabric::tcp::{READS_PER_PATH, Tcp, TcpOptions};
+use velo_fabric::tcp::{Tcp, TcpOptions};
 use velo_object::{NodeId, PIECE_BYTES};
 use velo_store::Store;
 use velo_swarm::{Limits, Planner};
@@ -20,11 +22,12 @@ use super::core::{Engine, Settings, VerifierPort, WorkerPort};
 use super::fatal::{EndsProcess, EndsWith};
 use super::handle::{EngineHandle, Shared};
 use super::packets::PacketFabric;
+use super::pairs::{RdmaFabric, RdmaPort};
 use super::peers::Peers;
 use super::task::TaskQueue;
 use crate::carrier::Carrier;
 use crate::fabrics::{self, FabricChoice};
-use crate::metrics::{Metrics, WorkerNumbers};
+use crate::metrics::{Metrics, PortFacts, WorkerNumbers};
 use crate::serve::StoreServe;
 use crate::topology::{self, Core};
 use crate::verify::Verifier;
@@ -39,14 +42,14 @@ const POOL_MAX_BYTES: u64 = 4 << 30;
 const POOL_SHARE: u64 = 2;
 /// The part that all workers of TCP together have for encrypted bytes that peers have not taken.
 const SEND_SHARE: u64 = 8;
-/// The part that all packet workers together have for what peers ask for, and the part for the state of packet paths.
+/// The part that all workers besides those of TCP together have for what peers ask for, and the part for the state of their paths.
 const SERVE_SHARE: u64 = 8;
 const PATHS_SHARE: u64 = 16;
 /// Memory of one packet path.
 const PATH_BYTES: usize = 64 << 10;
-/// The least that a packet worker has for what peers ask for.
+/// The least that one of them has for what peers ask for.
 const SERVE_MIN_BYTES: u64 = 4 * PIECE_BYTES;
-/// Threads that read what peers ask of one packet worker, where there are cores for them.
+/// Threads that read what peers ask of one of them, where there are cores for them.
 const READERS: usize = 2;
 
 /// What a [`DataPlane`] is made with.
@@ -143,16 +146,16 @@ impl DataPlane {
             verifiers.push(Verifier { inputs: vec![input], verdicts, sleeper: own });
         }
         let serve = Arc::new(StoreServe { store: store.clone(), metrics: metrics.clone() });
-        let planned = plan_workers(&options, worker_count, &cores, &serve, &metrics)?;
-        let Planned { carriers, packets, tcp_rank } = planned;
-        let near: Vec<_> = carriers.iter().map(|(_, numa, _)| *numa).collect();
+        let planned = plan_workers(&options, worker_count, &cores, (&serve, &pool), &metrics)?;
+        let Planned { carriers, packets, rdma, tcp_rank } = planned;
+        let near: Vec<_> = carriers.iter().map(|worker| worker.numa).collect();
         let pins = topology::plan(options.pin, &near, &cores);
         if let Err(why) = &pins {
             tracing::info!("{why}");
         }
         let spin = cores.len() >= 2 * (carriers.len() + 1);
         let mut worker_ports = Vec::new();
-        for (at, (fabric, _, words)) in carriers.into_iter().enumerate() {
+        for (at, PlannedWorker { fabric, words, port, .. }) in carriers.into_iter().enumerate() {
             let own = Sleeper::new()?;
             let (commands, obeyed) = ring(RING, own.waker());
             let (events, heard) = ring(RING, sleeper.waker());
@@ -162,7 +165,7 @@ impl DataPlane {
                 verifier.inputs.push(pop);
                 to_verifiers.push(push);
             }
-            let numbers = Arc::new(WorkerNumbers::new(&*fabric));
+            let numbers = Arc::new(WorkerNumbers::new(&*fabric, port));
             metrics.workers.write().unwrap_or_else(PoisonError::into_inner).push(numbers.clone());
             let worker = Worker {
                 fabric,
@@ -205,7 +208,7 @@ impl DataPlane {
         let tasks = TaskQueue::start(cores.len().clamp(2, 4), &store, &shared)?;
         let handle = EngineHandle::new(shared.clone());
         let engine = Engine {
-            settings: Settings { streams_per_peer: streams, reads_per_path: READS_PER_PATH as u32 },
+            settings: Settings { streams_per_peer: streams },
             planner: Planner::new(options.node, limits, u64::from_le_bytes(seed)),
             shared,
             sessions,
@@ -215,6 +218,7 @@ impl DataPlane {
             workers: worker_ports,
             tcp_workers: worker_count,
             packets,
+            rdma,
             tcp_rank,
             verifiers: verifier_ports,
             sleeper,
@@ -238,6 +242,7 @@ impl DataPlane {
             packet_paths_max: (options.memory_bytes / PATHS_SHARE) as usize / PATH_BYTES,
             path_serial: 0,
             next_offer: 0,
+            next_session: 0,
             next_want: 1,
             next_news: 0,
             next_board: 0,
@@ -252,13 +257,21 @@ impl DataPlane {
     }
 }
 
-/// A fabric for a worker, the NUMA node of its device, and its name in the status.
-type PlannedWorker = (Box<dyn Carrier>, Option<usize>, String);
+/// A worker to be.
+struct PlannedWorker {
+    fabric: Box<dyn Carrier>,
+    /// The NUMA node of its device.
+    numa: Option<usize>,
+    /// Its name in the status.
+    words: String,
+    port: Option<PortFacts>,
+}
 
-/// The workers, those of TCP first, and the packet fabrics that the others drive.
+/// The workers, those of TCP first, and the fabrics that the others drive.
 struct Planned {
     carriers: Vec<PlannedWorker>,
     packets: Vec<PacketFabric>,
+    rdma: Option<RdmaFabric>,
     tcp_rank: u8,
 }
 
@@ -266,7 +279,7 @@ fn plan_workers(
     options: &DataPlaneOptions,
     tcp_workers: usize,
     cores: &[Core],
-    serve: &Arc<StoreServe>,
+    (serve, pool): (&Arc<StoreServe>, &Pool),
     metrics: &Metrics,
 ) -> anyhow::Result<Planned> {
     let mut carriers: Vec<PlannedWorker> = Vec::new();
@@ -274,14 +287,18 @@ fn plan_workers(
     let send_share = options.memory_bytes / SEND_SHARE / tcp_workers as u64;
     tcp.send_memory_bytes = tcp.send_memory_bytes.min(send_share as usize);
     for at in 0..tcp_workers {
-        carriers.push((Box::new(Tcp::new(tcp, serve.clone())?), None, format!("tcp {at}")));
+        let fabric = Box::new(Tcp::new(tcp, serve.clone())?);
+        carriers.push(PlannedWorker { fabric, numa: None, words: format!("tcp {at}"), port: None });
     }
     let choice = &options.fabrics;
     let opened = fabrics::open(choice, cores.len(), |note| metrics.note(note));
-    let packet_workers: usize = opened.iter().map(|fabric| fabric.ports.len()).sum();
-    let serve_share = options.memory_bytes / SERVE_SHARE / packet_workers.max(1) as u64;
+    let packet_workers: usize = opened.packets.iter().map(|fabric| fabric.ports.len()).sum();
+    let rdma_workers = opened.rdma.as_ref().map_or(0, |rdma| rdma.ports.len());
+    let serve_share = options.memory_bytes / SERVE_SHARE / (packet_workers + rdma_workers).max(1) as u64;
+    let serve_share = serve_share.max(SERVE_MIN_BYTES);
+    let readers = if cores.len() < 4 { 1 } else { READERS };
     let mut packets = Vec::new();
-    for fabric in opened {
+    for fabric in opened.packets {
         let (kind, count) = (fabric.kind, fabric.ports.len());
         let mut ends = Vec::new();
         for (at, port) in fabric.ports.into_iter().enumerate() {
@@ -294,20 +311,66 @@ fn plan_workers(
                 seed: u64::from_le_bytes(seed),
                 ..EndpointOptions::default()
             };
-            let readers = if cores.len() < 4 { 1 } else { READERS };
             let carrier = topology::near(port.numa, cores, || -> anyhow::Result<_> {
-                let pool = Pool::new(serve_share.max(SERVE_MIN_BYTES))?;
+                let pool = Pool::new(serve_share)?;
                 let supply = Threads::new(Arc::new(EndsWith(serve.clone())), pool, readers)?;
                 Ok((port.make)(Box::new(supply), endpoint)?)
             })?;
             ends.push((carriers.len(), port.address));
-            carriers.push((carrier, port.numa, format!("{} {at} {}", kind.fabric(), port.words)));
+            let words = format!("{} {at} {}", kind.fabric(), port.words);
+            carriers.push(PlannedWorker { fabric: carrier, numa: port.numa, words, port: None });
         }
         let (rank, datagram_max_bytes) = (fabric.rank, fabric.datagram_max_bytes);
         packets.push(PacketFabric { kind, rank, ends, datagram_max_bytes, next_end: 0, failed: 0 });
     }
+    let mut rdma = RdmaFabric { rank: 0, ports: Vec::new() };
+    for (at, port) in opened.rdma.iter().flat_map(|rdma| &rdma.ports).enumerate() {
+        rdma.rank = opened.rdma.as_ref().map_or(0, |rdma| rdma.rank);
+        let made = topology::near(port.numa, cores, || -> anyhow::Result<_> {
+            let lent = Pool::new(serve_share)?;
+            let filled = port.device.register(pool, Purpose::Filled)?;
+            let tier = port.device.register(&lent, Purpose::Lent)?;
+            let pairs_max = port.device.pairs_max().min(rdma_limits::PATHS);
+            let completions = port.device.completions(pairs_max)?;
+            let queue = completions.queue().clone();
+            let supply = Threads::into_buffers(Arc::new(EndsWith(serve.clone())), lent, readers)?;
+            let settings = RdmaOptions {
+                stall_timeout: options.stall_timeout,
+                lease: Duration::from_millis(choice.settings.rdma.lease_ms),
+                lent_max_bytes: choice.settings.rdma.lent_per_peer.0,
+            };
+            let carrier = RdmaCarrier::new(completions, Box::new(supply), settings)?;
+            let facts = PortFacts {
+                name: format!("{}:{}", port.device.place().device, port.device.place().port),
+                rate_bytes_per_s: port.device.rate_bytes_per_s(),
+                registered_bytes: filled.bytes + tier.bytes,
+                registered_us: (filled.took + tier.took).as_micros() as u64,
+            };
+            Ok((carrier, queue, pairs_max, facts, filled.on_demand))
+        });
+        let (carrier, queue, pairs_max, facts, on_demand) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                metrics.note(format!("the fabric rdma does without {}: {error}", port.device.place()));
+                continue;
+            }
+        };
+        let (worker, name) = (carriers.len(), port.device.place().to_string());
+        let opened = Some((port.device.clone(), queue));
+        rdma.ports.push(RdmaPort { worker, name, opened, pairs: 0, pairs_max });
+        let words = format!(
+            "rdma {at} {}, {} MiB registered{} in {} ms",
+            port.words,
+            facts.registered_bytes >> 20,
+            if on_demand { " on demand" } else { "" },
+            facts.registered_us / 1_000
+        );
+        let (fabric, numa) = (Box::new(carrier), port.numa);
+        carriers.push(PlannedWorker { fabric, numa, words, port: Some(facts) });
+    }
+    let rdma = Some(rdma).filter(|rdma| !rdma.ports.is_empty());
     let tcp_rank = choice.order.iter().position(|fabric| *fabric == Fabric::Tcp);
-    Ok(Planned { carriers, packets, tcp_rank: tcp_rank.unwrap_or(choice.order.len()) as u8 })
+    Ok(Planned { carriers, packets, rdma, tcp_rank: tcp_rank.unwrap_or(choice.order.len()) as u8 })
 }
 
 fn pinned(core: Option<Core>, metrics: &Metrics) -> String {

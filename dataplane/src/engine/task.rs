@@ -1,4 +1,4 @@
-//! What the engine has done on threads that may block: asking and changing the store, reading tables.
+//! What the engine has done on threads that may block: asking and changing the store, reading tables, making queue pairs.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -12,6 +12,7 @@ use velo_store::{Have, StageKind, Staging, Store, StoreError};
 
 use super::handle::Shared;
 use super::inbox::Input;
+use super::pairs::{PairTask, PairsDone};
 use crate::error::store_error;
 use crate::target::Target;
 
@@ -39,6 +40,8 @@ pub(super) enum Task {
     Table { blob: BlobId, jobs: Vec<JobId> },
     /// What is here of blobs that a peer is interested in.
     Haves { node: NodeId, blobs: Vec<BlobId> },
+    /// Make, connect or destroy queue pairs.
+    Pairs(PairTask),
 }
 
 /// A blob whose pieces are all here.
@@ -68,6 +71,7 @@ pub(crate) enum Done {
     Committed { serial: u64, blob: BlobId, result: Result<(), Error> },
     Table { jobs: Vec<JobId>, result: Result<Vec<Named>, Error> },
     Haves { node: NodeId, haves: Vec<(BlobId, Option<HaveMap>)> },
+    Pairs(PairsDone),
 }
 
 /// What is here of a blob.
@@ -218,6 +222,7 @@ fn perform(store: &Store, task: Task, tell: &mut dyn FnMut(Done) -> bool) -> boo
             let here = indexed.and_then(|here| if here { Ok(()) } else { Err(StoreError::NotFound(blob)) });
             tell(Done::Committed { serial, blob, result: here.map_err(|error| store_error(&error)) })
         }
+        Task::Pairs(pairs) => super::pairs::perform(pairs).is_none_or(|done| tell(Done::Pairs(done))),
         Task::Table { blob, jobs } => tell(Done::Table { jobs, result: table(store, blob) }),
         Task::Haves { node, blobs } => {
             for blobs in blobs.chunks(HAVES_PER_ANSWER) {

@@ -1,8 +1,9 @@
-//! What two nodes say to get paths of a packet fabric: an offer, and its acceptance or refusal.
+//! What two nodes say to get paths that are no streams: an offer, and its acceptance or refusal.
 //!
-//! Either side may offer, once it has a session, the packet fabrics that it has; the other accepts one or says why none. Then both add
-//! the same paths to their workers, with keys that only the two ends of the session can derive, and probe them. Whatever a peer says
-//! here costs at most [`ENDS_MAX`] paths and the probes of them.
+//! Either side may offer, once it has a session, the fabrics that it has; the other accepts one or says why none. Then both add the same
+//! paths to their workers and probe them: those of a packet fabric with keys that only the two ends of the session can derive, those of
+//! RDMA over queue pairs that take nothing but what comes from the other. Whatever a peer says here costs at most [`ENDS_MAX`] paths and
+//! the probes of them.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -16,11 +17,13 @@ pub const OFFERED_MAX: usize = 4;
 pub const PROTECTIONS_MAX: usize = 4;
 /// The most paths that one offer makes.
 pub const ENDS_MAX: usize = 8;
+/// The most addresses of a port of an RDMA device.
+pub const ADDRESSES_MAX: usize = 16;
 
 /// What is said about paths.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PathMessage {
-    /// I have these packet fabrics: let us use one.
+    /// I have these fabrics: let us use one.
     Offer(PathOffer),
     /// This one, so.
     Accept(PathAccept),
@@ -33,7 +36,7 @@ pub enum PathMessage {
     },
 }
 
-/// Packet fabrics that a node has.
+/// Fabrics that a node has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathOffer {
     /// Names it in its answer.
@@ -44,7 +47,16 @@ pub struct PathOffer {
 
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OfferedFabric {
+pub enum OfferedFabric {
+    /// Packets.
+    Packets(OfferedPackets),
+    /// One queue pair of each port of an RDMA device: 1 to [`ENDS_MAX`].
+    Rdma(Vec<OfferedPair>),
+}
+
+/// A packet fabric that is offered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfferedPackets {
     /// Which.
     pub kind: PacketKind,
     /// The largest datagram that it carries, without the headers of IP and UDP.
@@ -60,6 +72,22 @@ pub struct OfferedFabric {
 pub struct PathAccept {
     /// The number of the offer.
     pub offer: u32,
+    /// Which of the offered fabrics, and this side of it.
+    pub fabric: AcceptedFabric,
+}
+
+/// Which fabric is accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AcceptedFabric {
+    /// Packets.
+    Packets(AcceptedPackets),
+    /// RDMA, over these pairs: 1 to as many as were offered, none of them twice.
+    Rdma(Vec<AcceptedPair>),
+}
+
+/// A packet fabric that is accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcceptedPackets {
     /// Which of the offered fabrics.
     pub kind: PacketKind,
     /// The largest datagram that this side carries.
@@ -78,6 +106,46 @@ pub struct PathEnd {
     /// Where packets go; an unspecified address stands for the one from which the session comes.
     pub address: SocketAddr,
 }
+
+/// One end of a reliable connection between two queue pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PairEnd {
+    /// The queue pair's number: 24 bits.
+    pub number: u32,
+    /// The number of the first packet that it sends: 24 bits.
+    pub sequence: u32,
+    /// The largest packet of its port, as verbs number it: 1 (256 bytes) to 5 (4096).
+    pub mtu: u8,
+    /// The port's LID; 0 where it has none.
+    pub lid: u16,
+    /// READs that it answers at once; at least 1.
+    pub reads_in: u8,
+}
+
+/// A queue pair that waits for a partner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfferedPair {
+    /// It.
+    pub end: PairEnd,
+    /// The addresses (GIDs) of its port, best first: 1 to [`ADDRESSES_MAX`].
+    pub addresses: Vec<Gid>,
+}
+
+/// A queue pair and the one that it is connected with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcceptedPair {
+    /// The place of the other in the offer.
+    pub of: u8,
+    /// By which of its addresses.
+    pub to: Gid,
+    /// This side's.
+    pub end: PairEnd,
+    /// By which address of its own.
+    pub from: Gid,
+}
+
+/// An address of a port of an RDMA device, in network order.
+pub type Gid = [u8; 16];
 
 /// A packet fabric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -122,21 +190,73 @@ impl PathMessage {
     pub fn check(&self) -> Result<(), &'static str> {
         match self {
             Self::Offer(offer) => {
-                let kinds = offer.fabrics.iter().map(|fabric| fabric.kind);
-                distinct(kinds, 1..=OFFERED_MAX, "an offer of no, too many or the same fabrics")?;
-                offer.fabrics.iter().try_for_each(|fabric| {
-                    let protections = fabric.protections.iter().copied();
-                    distinct(
-                        protections,
-                        1..=PROTECTIONS_MAX,
-                        "an offer of no, too many or the same protections",
-                    )?;
-                    check_ends(fabric.datagram_max_bytes, &fabric.ends)
-                })
+                let fabrics = offer.fabrics.iter().map(OfferedFabric::fabric);
+                distinct(fabrics, 1..=OFFERED_MAX, "an offer of no, too many or the same fabrics")?;
+                offer.fabrics.iter().try_for_each(OfferedFabric::check)
             }
-            Self::Accept(accept) => check_ends(accept.datagram_max_bytes, &accept.ends),
+            Self::Accept(accept) => match &accept.fabric {
+                AcceptedFabric::Packets(packets) => check_ends(packets.datagram_max_bytes, &packets.ends),
+                AcceptedFabric::Rdma(pairs) => {
+                    distinct(
+                        pairs.iter().map(|pair| pair.of),
+                        1..=ENDS_MAX,
+                        "no, too many or the same pairs",
+                    )?;
+                    pairs.iter().try_for_each(|pair| pair.end.check())
+                }
+            },
             Self::Refuse { .. } => Ok(()),
         }
+    }
+}
+
+impl OfferedFabric {
+    /// The fabric of the configuration.
+    pub fn fabric(&self) -> velo_config::Fabric {
+        match self {
+            Self::Packets(packets) => packets.kind.fabric(),
+            Self::Rdma(_) => velo_config::Fabric::Rdma,
+        }
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        match self {
+            Self::Packets(packets) => {
+                let protections = packets.protections.iter().copied();
+                let why = "an offer of no, too many or the same protections";
+                distinct(protections, 1..=PROTECTIONS_MAX, why)?;
+                check_ends(packets.datagram_max_bytes, &packets.ends)
+            }
+            Self::Rdma(pairs) => {
+                // Those of different devices may have the same number.
+                if !(1..=ENDS_MAX).contains(&pairs.len()) {
+                    return Err("an offer of no or too many queue pairs");
+                }
+                pairs.iter().try_for_each(|pair| {
+                    let why = "a queue pair of no, too many or the same addresses";
+                    distinct(pair.addresses.iter(), 1..=ADDRESSES_MAX, why)?;
+                    pair.end.check()
+                })
+            }
+        }
+    }
+}
+
+impl AcceptedFabric {
+    /// The fabric of the configuration.
+    pub fn fabric(&self) -> velo_config::Fabric {
+        match self {
+            Self::Packets(packets) => packets.kind.fabric(),
+            Self::Rdma(_) => velo_config::Fabric::Rdma,
+        }
+    }
+}
+
+impl PairEnd {
+    fn check(&self) -> Result<(), &'static str> {
+        let numbers = self.number.max(self.sequence) < 1 << 24;
+        let sound = numbers && (1..=5).contains(&self.mtu) && self.reads_in > 0;
+        if sound { Ok(()) } else { Err("a queue pair that cannot be") }
     }
 }
 
@@ -199,18 +319,66 @@ mod tests {
     fn offer(change: impl FnOnce(&mut PathOffer)) -> PathMessage {
         let ends = vec![end(0x100, "0.0.0.0:7442"), end(0x201, "192.0.2.1:7442")];
         let protections = vec![PathProtection::Aes128Gcm, PathProtection::Trusted];
-        let udp = OfferedFabric { kind: PacketKind::Udp, datagram_max_bytes: 1472, protections, ends };
-        let mut offer = PathOffer { offer: 1, fabrics: vec![udp] };
+        let udp = OfferedPackets { kind: PacketKind::Udp, datagram_max_bytes: 1472, protections, ends };
+        let mut offer = PathOffer { offer: 1, fabrics: vec![OfferedFabric::Packets(udp)] };
         change(&mut offer);
         PathMessage::Offer(offer)
+    }
+
+    /// The packets of the offer above.
+    fn packets(offer: &mut PathOffer) -> &mut OfferedPackets {
+        match &mut offer.fabrics[0] {
+            OfferedFabric::Packets(packets) => packets,
+            OfferedFabric::Rdma(_) => panic!("it offers packets first"),
+        }
+    }
+
+    fn pair(number: u32) -> PairEnd {
+        PairEnd { number, sequence: 5, mtu: 3, lid: 0, reads_in: 16 }
+    }
+
+    #[test]
+    fn pairs_within_the_limits_pass_and_all_others_do_not() {
+        let offered = |change: fn(&mut OfferedPair), count: u32| {
+            let addresses = vec![[1; 16], [2; 16]];
+            let mut pairs: Vec<_> =
+                (0..count).map(|n| OfferedPair { end: pair(n), addresses: addresses.clone() }).collect();
+            pairs.iter_mut().for_each(change);
+            PathMessage::Offer(PathOffer { offer: 1, fabrics: vec![OfferedFabric::Rdma(pairs)] }).check()
+        };
+        assert_eq!(offered(|_| {}, 1), Ok(()));
+        assert_eq!(offered(|_| {}, ENDS_MAX as u32), Ok(()));
+        assert!(offered(|_| {}, 0).is_err() && offered(|_| {}, ENDS_MAX as u32 + 1).is_err());
+        let bad: [fn(&mut OfferedPair); 9] = [
+            |pair| pair.end.number = 1 << 24,
+            |pair| pair.end.sequence = 1 << 24,
+            |pair| pair.end.mtu = 0,
+            |pair| pair.end.mtu = 6,
+            |pair| pair.end.reads_in = 0,
+            |pair| pair.addresses.clear(),
+            |pair| pair.addresses = vec![[1; 16]; 2],
+            |pair| pair.addresses = (0..=ADDRESSES_MAX as u8).map(|n| [n; 16]).collect(),
+            |pair| pair.addresses = vec![[7; 16]; 100_000],
+        ];
+        for (at, change) in bad.into_iter().enumerate() {
+            assert!(offered(change, 1).is_err(), "change {at}");
+        }
+        assert_eq!(offered(|pair| pair.end.number = 9, 2), Ok(()), "pairs of two devices");
+        let accepted =
+            |pairs| PathMessage::Accept(PathAccept { offer: 1, fabric: AcceptedFabric::Rdma(pairs) }).check();
+        let one = AcceptedPair { of: 0, to: [1; 16], end: pair(7), from: [2; 16] };
+        assert_eq!(accepted(vec![one]), Ok(()));
+        assert!(accepted(vec![]).is_err() && accepted(vec![one, one]).is_err());
+        assert!(accepted(vec![AcceptedPair { end: PairEnd { mtu: 0, ..one.end }, ..one }]).is_err());
     }
 
     #[test]
     fn offers_within_the_limits_pass_and_all_others_do_not() {
         assert_eq!(offer(|_| {}).check(), Ok(()));
         let most = offer(|offer| {
-            offer.fabrics[0].ends = (0..ENDS_MAX as u32).map(|n| end(n, "[2001:db8::1]:1")).collect();
-            offer.fabrics.push(OfferedFabric { kind: PacketKind::Dpdk, ..offer.fabrics[0].clone() });
+            packets(offer).ends = (0..ENDS_MAX as u32).map(|n| end(n, "[2001:db8::1]:1")).collect();
+            let dpdk = OfferedPackets { kind: PacketKind::Dpdk, ..packets(offer).clone() };
+            offer.fabrics.push(OfferedFabric::Packets(dpdk));
         });
         assert_eq!(most.check(), Ok(()));
         type Change = fn(&mut PathOffer);
@@ -218,28 +386,26 @@ mod tests {
             |offer| offer.fabrics.clear(),
             |offer| offer.fabrics.push(offer.fabrics[0].clone()),
             |offer| offer.fabrics = vec![offer.fabrics[0].clone(); 100_000],
-            |offer| offer.fabrics[0].datagram_max_bytes = 0,
-            |offer| offer.fabrics[0].datagram_max_bytes = DATAGRAM_MIN_BYTES as u32 - 1,
-            |offer| offer.fabrics[0].datagram_max_bytes = DATAGRAM_MAX_BYTES as u32 + 1,
-            |offer| offer.fabrics[0].protections.clear(),
-            |offer| offer.fabrics[0].protections = vec![PathProtection::Trusted; 2],
-            |offer| offer.fabrics[0].ends.clear(),
-            |offer| offer.fabrics[0].ends = (0..=ENDS_MAX as u32).map(|n| end(n, "192.0.2.1:1")).collect(),
-            |offer| offer.fabrics[0].ends = vec![end(7, "192.0.2.1:1"), end(7, "192.0.2.1:2")],
-            |offer| offer.fabrics[0].ends[0] = end(7, "192.0.2.1:0"),
-            |offer| offer.fabrics[0].ends[0] = end(7, "224.0.0.1:1"),
-            |offer| offer.fabrics[0].ends[0] = end(7, "255.255.255.255:1"),
-            |offer| offer.fabrics[0].ends[0] = end(7, "[ff02::1]:1"),
+            |offer| packets(offer).datagram_max_bytes = 0,
+            |offer| packets(offer).datagram_max_bytes = DATAGRAM_MIN_BYTES as u32 - 1,
+            |offer| packets(offer).datagram_max_bytes = DATAGRAM_MAX_BYTES as u32 + 1,
+            |offer| packets(offer).protections.clear(),
+            |offer| packets(offer).protections = vec![PathProtection::Trusted; 2],
+            |offer| packets(offer).ends.clear(),
+            |offer| packets(offer).ends = (0..=ENDS_MAX as u32).map(|n| end(n, "192.0.2.1:1")).collect(),
+            |offer| packets(offer).ends = vec![end(7, "192.0.2.1:1"), end(7, "192.0.2.1:2")],
+            |offer| packets(offer).ends[0] = end(7, "192.0.2.1:0"),
+            |offer| packets(offer).ends[0] = end(7, "224.0.0.1:1"),
+            |offer| packets(offer).ends[0] = end(7, "255.255.255.255:1"),
+            |offer| packets(offer).ends[0] = end(7, "[ff02::1]:1"),
         ];
         for (at, change) in bad.into_iter().enumerate() {
             assert!(offer(change).check().is_err(), "change {at}");
         }
-        let accept = |ends| PathAccept {
-            offer: 1,
-            kind: PacketKind::Udp,
-            datagram_max_bytes: 1472,
-            protection: PathProtection::Trusted,
-            ends,
+        let accept = |ends| {
+            let (kind, protection) = (PacketKind::Udp, PathProtection::Trusted);
+            let packets = AcceptedPackets { kind, datagram_max_bytes: 1472, protection, ends };
+            PathAccept { offer: 1, fabric: AcceptedFabric::Packets(packets) }
         };
         assert_eq!(PathMessage::Accept(accept(vec![end(1, "0.0.0.0:1")])).check(), Ok(()));
         assert!(PathMessage::Accept(accept(vec![])).check().is_err());

@@ -13,7 +13,7 @@ use velo_object::NodeId;
 use super::PeerMessage;
 
 /// Version of the session protocol.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 /// The largest frame: a call of 4 MiB and what stands around it.
 pub(super) const MAX_FRAME_BYTES: usize = (4 << 20) + (64 << 10);
 /// The largest first frame of a session.
@@ -193,9 +193,9 @@ mod tests {
         }
     }
 
-    /// Version 2 of every frame, byte by byte: `golden/session.v2` never changes. `VELO_GOLDEN=write` writes it if it is missing.
+    /// Version 3 of every frame, byte by byte: `golden/session.v3` never changes. `VELO_GOLDEN=write` writes it if it is missing.
     #[test]
-    fn every_frame_has_the_bytes_of_version_2() {
+    fn every_frame_has_the_bytes_of_version_3() {
         let (blob, node) = (BlobId::of(b"golden"), NodeId::from_bytes([0xa5; 32]));
         let listen = ["192.0.2.1:7440", "[2001:db8::1]:1"].map(|text| text.parse().expect("an address"));
         let hello = Hello {
@@ -210,20 +210,24 @@ mod tests {
             (0x100..).zip(listen).map(|(number, address)| PathEnd { number, address }).collect();
         let protections =
             [PathProtection::Trusted, PathProtection::Aes128Gcm, PathProtection::ChaCha20Poly1305];
-        let fabric = |kind| OfferedFabric {
-            kind,
-            datagram_max_bytes: 1472,
-            protections: protections.to_vec(),
-            ends: ends.clone(),
+        let packets = |kind| {
+            let (protections, ends) = (protections.to_vec(), ends.clone());
+            OfferedFabric::Packets(OfferedPackets { kind, datagram_max_bytes: 1472, protections, ends })
         };
-        let fabrics = [PacketKind::Udp, PacketKind::Xdp, PacketKind::Dpdk].map(fabric).to_vec();
-        let accept = PathAccept {
-            offer: 300,
+        let mut fabrics = [PacketKind::Udp, PacketKind::Xdp, PacketKind::Dpdk].map(packets).to_vec();
+        let end = PairEnd { number: 0x12_3456, sequence: 0x65_4321, mtu: 5, lid: 300, reads_in: 16 };
+        fabrics.push(OfferedFabric::Rdma(vec![OfferedPair { end, addresses: vec![[1; 16], [2; 16]] }]));
+        let accept = |fabric| {
+            let accept = PathAccept { offer: 300, fabric };
+            Frame::Message(PeerMessage::Paths(PathMessage::Accept(accept)))
+        };
+        let accepted_packets = AcceptedFabric::Packets(AcceptedPackets {
             kind: PacketKind::Xdp,
             datagram_max_bytes: 8952,
             protection: PathProtection::ChaCha20Poly1305,
             ends: ends.clone(),
-        };
+        });
+        let accepted_pairs = vec![AcceptedPair { of: 0, to: [2; 16], end, from: [3; 16] }];
         let refuse = |why| Frame::Message(PeerMessage::Paths(PathMessage::Refuse { offer: 300, why }));
         let frames = [
             Frame::Hello(hello),
@@ -247,7 +251,8 @@ mod tests {
             Frame::Ping,
             Frame::Pong,
             Frame::Message(PeerMessage::Paths(PathMessage::Offer(PathOffer { offer: 300, fabrics }))),
-            Frame::Message(PeerMessage::Paths(PathMessage::Accept(accept))),
+            accept(accepted_packets),
+            accept(AcceptedFabric::Rdma(accepted_pairs)),
             refuse(PathRefusal::NoneInCommon),
             refuse(PathRefusal::Crossed),
             refuse(PathRefusal::TooSoon),
@@ -258,13 +263,13 @@ mod tests {
             .map(|frame| frame.encode().expect("small").iter().map(|byte| format!("{byte:02x}")).collect())
             .map(|line: String| line + "\n")
             .collect();
-        let path = golden(2);
+        let path = golden(3);
         if std::env::var_os("VELO_GOLDEN").is_some_and(|what| what == "write") && !path.exists() {
             std::fs::write(&path, &made).expect("the folder can be written");
         }
         let golden = std::fs::read_to_string(&path).expect("the golden file");
         for ((made, golden), frame) in made.lines().zip(golden.lines()).zip(&frames) {
-            assert_eq!(made, golden, "other bytes than in version 2: {frame:?}");
+            assert_eq!(made, golden, "other bytes than in version 3: {frame:?}");
         }
         assert_eq!(made, golden, "a frame was added: add its line to the file");
     }

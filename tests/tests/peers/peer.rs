@@ -19,7 +19,10 @@ use velo_object::NodeId;
 use velo_socket::Member;
 use velo_tests::{Cluster, Node, PATIENCE};
 use velod::identity::server_name;
-use velod::session::paths::{OfferedFabric, PacketKind, PathEnd, PathMessage, PathOffer, PathProtection};
+use velod::session::paths::{
+    AcceptedFabric, OfferedFabric, OfferedPackets, PacketKind, PathEnd, PathMessage, PathOffer,
+    PathProtection,
+};
 use velod::session::{DataStream, PathKeying, PeerMessage, SessionEvent, SessionOptions, Sessions};
 
 /// A peer.
@@ -112,13 +115,13 @@ impl Peer {
             Udp::bind("127.0.0.1:0".parse().expect("an address"), &UdpOptions::default()).expect("a port");
         let (keying, own) = (self.keying.as_ref().expect("a session"), 0x100);
         let protection = if keying.trusted { PathProtection::Trusted } else { PathProtection::Aes128Gcm };
-        let udp = OfferedFabric {
+        let udp = OfferedPackets {
             kind: PacketKind::Udp,
             datagram_max_bytes: port.caps().datagram_max_bytes as u32,
             protections: vec![protection, PathProtection::ChaCha20Poly1305],
             ends: vec![PathEnd { number: own, address: port.local() }],
         };
-        let offer = PathMessage::Offer(PathOffer { offer: 1, fabrics: vec![udp] });
+        let offer = PathMessage::Offer(PathOffer { offer: 1, fabrics: vec![OfferedFabric::Packets(udp)] });
         self.sessions.send(node, PeerMessage::Paths(offer));
         let accept = loop {
             match self.events.recv_timeout(PATIENCE).expect("an answer") {
@@ -132,6 +135,7 @@ impl Peer {
                 _ => {}
             }
         };
+        let AcceptedFabric::Packets(accept) = accept.fabric else { panic!("UDP was offered, no other") };
         let name = PathName { fabric: "udp", dialler: own, accepter: accept.ends[0].number };
         let path = NewPath {
             id: 1,

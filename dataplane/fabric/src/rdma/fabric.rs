@@ -176,6 +176,11 @@ impl<V: Verbs> Rdma<V> {
         self.paths.len()
     }
 
+    /// Whether the device has failed and nothing of it is in use any more: it is best dropped, since its removal may wait for that.
+    pub fn is_spent(&self) -> bool {
+        self.failed.is_some() && self.paths.is_empty()
+    }
+
     /// What it has done so far.
     pub fn rdma_counters(&self) -> RdmaCounters {
         self.shared.counters

@@ -340,3 +340,106 @@ impl Reader {
         (self.active != 0).then(|| self.progress + stall_timeout)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::os::fd::BorrowedFd;
+
+    use velo_object::BlobId;
+
+    use super::super::verbs::{Event, Lending};
+    use super::*;
+    use crate::pool::Pool;
+
+    /// A device that takes everything and does nothing.
+    #[derive(Default)]
+    struct Idle {
+        messages: Vec<Message>,
+        reads: Vec<Buffer>,
+    }
+
+    impl Verbs for Idle {
+        fn name(&self) -> &str {
+            "idle"
+        }
+        fn lending(&self) -> Lending {
+            Lending::Windows
+        }
+        fn rate_bytes_per_s(&self) -> Option<u64> {
+            None
+        }
+        fn takes(&self, _: &Buffer) -> bool {
+            true
+        }
+        fn send(&mut self, _: QueuePair, message: &[u8]) -> bool {
+            self.messages.push(Message::decode(message).expect("one of ours"));
+            true
+        }
+        fn read(&mut self, _: QueuePair, _: u32, _: Span, to: Buffer) -> Result<(), Buffer> {
+            self.reads.push(to);
+            Ok(())
+        }
+        fn lend(&mut self, _: QueuePair, _: u32, _: &Buffer, _: u32) -> Option<Span> {
+            None
+        }
+        fn revoke(&mut self, _: QueuePair, _: u32) -> bool {
+            false
+        }
+        fn flush(&mut self) {}
+        fn retire(&mut self, _: QueuePair) {}
+        fn poll(&mut self, _: &mut dyn FnMut(Event<'_>)) -> usize {
+            0
+        }
+        fn arm(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+        fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+    }
+
+    const LEASE_MS: u32 = 1_600;
+    /// What of it the reader uses.
+    const USED: Duration = Duration::from_millis(1_500);
+
+    /// Posts a read at `start`, has it granted, and lets the device say `taken` later that the bytes are there.
+    fn read_that_takes(taken: Duration) -> (Vec<Completion>, RdmaCounters, Vec<Message>) {
+        let (pool, start) = (Pool::new(1 << 20).expect("memory"), Instant::now());
+        let (mut reader, mut device) = (Reader::new(start), Idle::default());
+        let (mut completions, mut counters) = (Vec::new(), RdmaCounters::default());
+        let mut desk = Desk { path: 1, completions: &mut completions, counters: &mut counters };
+        let buffer = pool.take().expect("a buffer");
+        let (blob, what) = (BlobId::from_bytes([1; 32]), What::Blob);
+        assert!(reader.post(Read { tag: 9, blob, what, offset_bytes: 0, len: 4096, buffer }).is_ok());
+        reader.begin_turn(start);
+        let qp = QueuePair(1);
+        reader.transmit(start, qp, &mut device, &mut desk);
+        let Some(Message::Ask(ask)) = device.messages.pop() else { panic!("it asks first") };
+        let span = Span { address: 1 << 20, rkey: 1, len: 4096 };
+        let (slot, read) = (ask.slot, ask.read);
+        let grant = Grant { slot, read, span, lease_ms: LEASE_MS, held_us: 0, epoch: 1 };
+        reader.granted(start, &grant, &mut desk).expect("it was asked for");
+        reader.transmit(start, qp, &mut device, &mut desk);
+        let buffer = device.reads.pop().expect("a READ was posted");
+        reader.read(start + taken, slot.into(), buffer, Ok(()), None, &mut desk);
+        reader.transmit(start + taken, qp, &mut device, &mut desk);
+        (completions, counters, device.messages)
+    }
+
+    #[test]
+    fn bytes_that_came_within_the_lease_are_delivered() {
+        let (completions, counters, messages) = read_that_takes(USED - Duration::from_millis(1));
+        assert!(matches!(completions[..], [Completion::Read { tag: 9, result: Ok(4096), .. }]));
+        assert_eq!(counters.leases_ran_out, 0);
+        assert!(matches!(messages[..], [Message::End { .. }]), "{messages:?}");
+    }
+
+    #[test]
+    fn bytes_that_came_after_the_lease_are_thrown_away_and_asked_for_again() {
+        let (completions, counters, messages) = read_that_takes(USED);
+        assert!(completions.is_empty(), "{completions:?}");
+        assert_eq!(counters.leases_ran_out, 1);
+        assert!(matches!(messages[..], [Message::End { .. }, Message::Ask(_)]), "{messages:?}");
+    }
+}

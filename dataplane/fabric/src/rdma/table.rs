@@ -52,6 +52,8 @@ pub struct DeviceAnswer {
     pub reads_in: u32,
     /// The most work requests of a queue.
     pub work_max: u32,
+    /// The most completions that a completion queue can hold.
+    pub completions_max: u32,
     /// Whether it has memory windows of type 2.
     pub windows: u32,
     /// Whether it can register memory that is not there yet (on-demand paging), for READs.
@@ -76,6 +78,8 @@ pub const REGION_FILLED: u32 = 1;
 pub const REGION_LENT: u32 = 2;
 /// Lent by windows: nobody can read it by its own key.
 pub const REGION_WINDOWS: u32 = 4;
+/// Its pages need not be there, nor locked: the device asks for them as it uses them.
+pub const REGION_ON_DEMAND: u32 = 8;
 
 /// The keys of registered memory.
 #[repr(C)]
@@ -215,13 +219,9 @@ pub struct Table {
     pub abi: u32,
     /// The size of this structure.
     pub size: u32,
-    /// Opens a port of the device of this name, with this address as its own; null where it fails, and the answer says why.
-    pub open: unsafe extern "C" fn(
-        name: *const c_char,
-        port: u32,
-        gid_index: u32,
-        answer: *mut DeviceAnswer,
-    ) -> *mut DeviceHandle,
+    /// Opens a port of the device of this name; null where it fails, and the answer says why.
+    pub open:
+        unsafe extern "C" fn(name: *const c_char, port: u32, answer: *mut DeviceAnswer) -> *mut DeviceHandle,
     /// Closes it; all that was made of it must have been destroyed.
     pub close: unsafe extern "C" fn(*mut DeviceHandle),
     /// Registers memory; null where it fails, and the last argument gets the error.
@@ -245,7 +245,7 @@ pub struct Table {
     pub drop_queue: unsafe extern "C" fn(*mut QueueHandle) -> c_int,
     /// Readable when something has ended since it was armed.
     pub queue_descriptor: unsafe extern "C" fn(*mut QueueHandle) -> c_int,
-    /// Makes a queue pair that may receive, and says what the other end must know.
+    /// Makes a queue pair that may receive, and says what the other end must know, but for the address.
     pub pair: unsafe extern "C" fn(
         *mut DeviceHandle,
         *mut QueueHandle,
@@ -253,8 +253,9 @@ pub struct Table {
         end: *mut End,
         error: *mut c_int,
     ) -> *mut PairHandle,
-    /// Connects it with the other end.
-    pub connect: unsafe extern "C" fn(*mut PairHandle, ours: *const End, theirs: *const End) -> c_int,
+    /// Connects it with the other end, with the port's address of that index as its own.
+    pub connect:
+        unsafe extern "C" fn(*mut PairHandle, gid_index: u32, ours: *const End, theirs: *const End) -> c_int,
     /// Makes it fail, so that all its work ends.
     pub fail: unsafe extern "C" fn(*mut PairHandle) -> c_int,
     /// Destroys it: when it returns, the device does nothing for it any more.

@@ -1,13 +1,14 @@
 //! A worker's part of a device: its completion queue, and the queue pairs that report to it.
 #![allow(unsafe_code)]
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 
@@ -25,10 +26,17 @@ use crate::rdma::table::{
 };
 use crate::rdma::verbs::{Event, Lending, QueuePair, Span, Verbs, WorkError};
 
+/// How often it is looked whether the device is still there.
+const LOOK: Duration = Duration::from_millis(200);
+/// What a queue pair may have in its completion queue.
+pub(super) const COMPLETIONS_PER_PAIR: usize = SENDS_PER_PATH + RECEIVES_PER_PATH;
+
 /// A completion queue. Queue pairs that report to it hold it.
 pub struct Queue {
     device: Device,
     pub(super) handle: NonNull<QueueHandle>,
+    /// Queue pairs that report here and that the worker does not have yet. They may be connected, and hear from their peers.
+    expected: Mutex<HashSet<u32>>,
 }
 
 // SAFETY: the table's contract: any thread, and its worker alone calls what only one may call.
@@ -39,6 +47,14 @@ unsafe impl Sync for Queue {}
 impl Queue {
     pub(super) fn device(&self) -> &Shared {
         &self.device.shared
+    }
+
+    pub(super) fn expected(&self) -> MutexGuard<'_, HashSet<u32>> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn owner(&self) -> &Device {
+        &self.device
     }
 }
 
@@ -118,6 +134,8 @@ pub struct Completions {
     regions: Vec<Arc<Region>>,
     pairs: HashMap<u32, Pair>,
     late: VecDeque<Late>,
+    /// What came to queue pairs before we had them.
+    early: Vec<Done>,
     /// Pairs with work that is pending.
     dirty: Vec<u32>,
     /// Where pairs are destroyed, and which have been.
@@ -127,6 +145,8 @@ pub struct Completions {
     wake: Arc<OwnedFd>,
     epoll: OwnedFd,
     device_failed: bool,
+    /// When it was last looked whether the device is still there.
+    looked: Instant,
 }
 
 impl Drop for Completions {
@@ -146,13 +166,13 @@ impl Device {
     /// [`RdmaError`].
     pub fn completions(&self, pairs: usize) -> Result<Completions, RdmaError> {
         let shared = &*self.shared;
-        let places = (pairs * (SENDS_PER_PATH + RECEIVES_PER_PATH)) as u32;
+        let places = (pairs * COMPLETIONS_PER_PAIR) as u32;
         let mut error = 0;
         // SAFETY: an open device, and room for the error.
         let handle = unsafe { (shared.table.queue)(shared.handle.as_ptr(), places, &mut error) };
         let stage = "making a completion queue";
         let handle = NonNull::new(handle).ok_or_else(|| RdmaError::device(self.place(), stage, error))?;
-        let queue = Arc::new(Queue { device: self.clone(), handle });
+        let queue = Arc::new(Queue { device: self.clone(), handle, expected: Mutex::default() });
         let (send, dying) = channel::<Prepared>();
         let (tell, destroyed) = channel();
         let fault =
@@ -184,19 +204,20 @@ impl Device {
             epoll::add(&epoll, descriptor, data, epoll::EventFlags::IN)
                 .map_err(|error| fault(error.into()))?;
         }
-        let place = self.place();
         Ok(Completions {
             queue,
-            name: format!("{} port {}", place.device, place.port),
+            name: self.place().to_string(),
             regions: self.regions(),
             pairs: HashMap::new(),
             late: VecDeque::new(),
+            early: Vec::new(),
             dirty: Vec::new(),
             undertaker: Some((send, thread)),
             destroyed,
             wake,
             epoll,
             device_failed: false,
+            looked: Instant::now(),
         })
     }
 }
@@ -226,8 +247,18 @@ impl Completions {
             pending: Vec::with_capacity(SENDS_PER_PATH),
             failed: false,
         };
+        self.queue.expected().remove(&qp.0);
         self.pairs.insert(qp.0, pair);
         Ok(qp)
+    }
+
+    /// Tells what came before the queue pair did.
+    fn tell_early(&mut self, each: &mut dyn FnMut(Event<'_>)) -> usize {
+        let early = std::mem::take(&mut self.early);
+        let count = early.len();
+        // What still waits is kept again; what belongs to none any more is forgotten.
+        early.iter().for_each(|done| self.ended(done, each));
+        count - self.early.len()
     }
 
     /// Posts work where there is room for `needed` requests.
@@ -250,7 +281,12 @@ impl Completions {
     /// One completion: what it means, if anything.
     fn ended(&mut self, done: &Done, each: &mut dyn FnMut(Event<'_>)) {
         let qp = QueuePair(done.number);
-        let Some(pair) = self.pairs.get_mut(&done.number) else { return };
+        let Some(pair) = self.pairs.get_mut(&done.number) else {
+            if self.queue.expected().contains(&done.number) {
+                self.early.push(*done);
+            }
+            return;
+        };
         let error = error_of(done.status);
         if done.id & RECEIVED != 0 {
             let place = (done.id & !RECEIVED) as usize;
@@ -316,9 +352,24 @@ impl Completions {
             (1, _) => return,
             _ => "it cannot be asked any more",
         };
+        self.fail_device(failed);
+    }
+
+    fn fail_device(&mut self, why: &str) {
         if !std::mem::replace(&mut self.device_failed, true) {
-            let error = io::Error::other(format!("the RDMA device {}: {failed}", self.name));
+            let error = io::Error::other(format!("the RDMA device {}: {why}", self.name));
             self.late.push_back(Late::DeviceFailed(error));
+        }
+    }
+
+    /// Not every driver says that its device is being removed.
+    fn look(&mut self) {
+        let now = Instant::now();
+        if now.duration_since(self.looked) >= LOOK {
+            self.looked = now;
+            if self.queue.owner().is_removed() {
+                self.fail_device("it is being removed");
+            }
         }
     }
 }
@@ -514,7 +565,7 @@ impl Verbs for Completions {
         let (table, queue) = (shared.table, self.queue.handle.as_ptr());
         // First which are destroyed: whatever those report is in the queue by now.
         let destroyed: Vec<u32> = self.destroyed.try_iter().collect();
-        let mut count = 0;
+        let mut count = if self.early.is_empty() { 0 } else { self.tell_early(each) };
         loop {
             let mut done = [Done::default(); BATCH];
             // SAFETY: a queue of ours, and room for so many.
@@ -544,6 +595,7 @@ impl Verbs for Completions {
         if count == 0 {
             self.take_async();
         }
+        self.look();
         count + self.tell_late(each)
     }
 

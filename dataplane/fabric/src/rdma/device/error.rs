@@ -28,7 +28,7 @@ pub enum RdmaError {
     /// The process may not lock so much memory.
     #[error(
         "{wanted_mib} MiB of memory cannot be registered with the RDMA device {device}: this process may lock {limit_mib} MiB; raise \
-         RLIMIT_MEMLOCK to {} KiB at least (ulimit -l, LimitMEMLOCK= of the unit), or lower `limits.memory`",
+         RLIMIT_MEMLOCK to {} KiB at least (ulimit -l, LimitMEMLOCK= of the unit), or lower `dataplane.memory`",
         .wanted_mib * 1024
     )]
     Locked {

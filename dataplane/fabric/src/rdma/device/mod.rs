@@ -11,14 +11,15 @@ mod pair;
 mod regions;
 mod route;
 
+use completions::COMPLETIONS_PER_PAIR;
 pub use completions::{Completions, Queue};
 pub use error::RdmaError;
 pub use pair::Prepared;
 pub use regions::{Purpose, Registered};
-pub use route::{Address, AddressKind, addresses, source_towards, towards};
+pub use route::{Address, AddressKind, addresses, reaching};
 
 use std::ffi::CString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
@@ -54,15 +55,19 @@ impl Plugin {
     }
 }
 
-/// Which port of which device, and by which of its addresses.
+/// Which port of which device.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Place {
     /// The device, as the kernel names it.
     pub device: String,
     /// The port, from 1.
     pub port: u32,
-    /// The place of the address in the port's table.
-    pub gid_index: u32,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} port {}", self.device, self.port)
+    }
 }
 
 /// One port of a device. Clones share it; it is closed with the last of them and of what was made of it.
@@ -76,6 +81,8 @@ struct Shared {
     handle: NonNull<DeviceHandle>,
     place: Place,
     answer: DeviceAnswer,
+    /// The kernel's entry for user space, which goes first when the device is removed.
+    entry: Option<PathBuf>,
     regions: Mutex<Vec<Arc<Region>>>,
 }
 
@@ -94,11 +101,17 @@ impl Device {
         let name = CString::new(place.device.as_str()).map_err(|_| fault(-libc::EINVAL))?;
         let mut answer = DeviceAnswer::default();
         // SAFETY: a string and room for the answer.
-        let handle = unsafe { (plugin.table.open)(name.as_ptr(), place.port, place.gid_index, &mut answer) };
+        let handle = unsafe { (plugin.table.open)(name.as_ptr(), place.port, &mut answer) };
         let handle = NonNull::new(handle).ok_or_else(|| fault(answer.error))?;
         let (table, place) = (plugin.table, place.clone());
-        let regions = Mutex::new(Vec::new());
-        Ok(Self { shared: Arc::new(Shared { table, handle, place, answer, regions }) })
+        let (entry, regions) = (route::entry_of(&place.device), Mutex::new(Vec::new()));
+        Ok(Self { shared: Arc::new(Shared { table, handle, place, answer, entry, regions }) })
+    }
+
+    /// Whether it is being removed. Drivers that can, take it away and say so by an event; the others (soft-RoCE) wait until everybody
+    /// has closed it, and say nothing.
+    pub fn is_removed(&self) -> bool {
+        self.shared.entry.as_ref().is_some_and(|entry| !entry.exists())
     }
 
     /// Which one it is.
@@ -114,6 +127,16 @@ impl Device {
     /// Whether its port is up.
     pub fn is_active(&self) -> bool {
         self.shared.answer.active != 0
+    }
+
+    /// For how many queue pairs one completion queue has room.
+    pub fn pairs_max(&self) -> usize {
+        self.shared.answer.completions_max as usize / COMPLETIONS_PER_PAIR
+    }
+
+    /// Whether it is InfiniBand, not Ethernet.
+    pub fn is_infiniband(&self) -> bool {
+        self.shared.answer.ethernet == 0
     }
 
     /// The rate of its port, where it is known.

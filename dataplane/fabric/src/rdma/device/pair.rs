@@ -66,6 +66,7 @@ impl Device {
             unsafe { (table.deregister)(region.as_ptr()) };
             return Err(fault("making a queue pair")(error));
         };
+        queue.expected().insert(end.number);
         let mut prepared =
             Prepared { queue: queue.clone(), handle, end, memory, region, keys, windows: Vec::new() };
         if self.lending() == Lending::Windows {
@@ -86,24 +87,29 @@ impl Device {
 }
 
 impl Prepared {
+    /// The port that it belongs to.
+    pub fn device(&self) -> &Device {
+        self.queue.owner()
+    }
+
     /// Its number.
     pub fn queue_pair(&self) -> QueuePair {
         QueuePair(self.end.number)
     }
 
-    /// What the other end must know of it.
+    /// What the other end must know of it, besides its address.
     pub fn end(&self) -> &End {
         &self.end
     }
 
-    /// Connects it with the other end.
+    /// Connects it with the other end, from the port's address of that index.
     ///
     /// # Errors
     /// [`RdmaError`]: where the other end cannot be reached from here.
-    pub fn connect(&self, theirs: &End) -> Result<(), RdmaError> {
+    pub fn connect(&self, gid_index: u32, theirs: &End) -> Result<(), RdmaError> {
         let shared = self.queue.device();
         // SAFETY: a pair of ours, and two structures.
-        match unsafe { (shared.table.connect)(self.handle.as_ptr(), &self.end, theirs) } {
+        match unsafe { (shared.table.connect)(self.handle.as_ptr(), gid_index, &self.end, theirs) } {
             0 => Ok(()),
             error => Err(RdmaError::device(&shared.place, "connecting a queue pair", error)),
         }
@@ -141,6 +147,7 @@ impl Prepared {
 impl Drop for Prepared {
     fn drop(&mut self) {
         let table = self.queue.device().table;
+        self.queue.expected().remove(&self.end.number);
         // SAFETY: each was made once. The pair goes first: after it the device uses neither windows nor memory.
         unsafe {
             (table.drop_pair)(self.handle.as_ptr());

@@ -11,7 +11,9 @@ use super::error::RdmaError;
 use super::{Device, Shared};
 use crate::pool::{Buffer, Pool};
 use crate::rdma::limits::REGION_MAX_BYTES;
-use crate::rdma::table::{Keys, REGION_FILLED, REGION_LENT, REGION_WINDOWS, RegionHandle, Table};
+use crate::rdma::table::{
+    Keys, REGION_FILLED, REGION_LENT, REGION_ON_DEMAND, REGION_WINDOWS, RegionHandle, Table,
+};
 use crate::rdma::verbs::Lending;
 
 /// What a pool is registered for.
@@ -32,6 +34,8 @@ pub struct Registered {
     pub regions: usize,
     /// How long it took.
     pub took: Duration,
+    /// Whether its pages are not locked, because the process may not lock so many: the device asks for them as it uses them.
+    pub on_demand: bool,
 }
 
 /// A slice of a pool.
@@ -68,8 +72,19 @@ impl Device {
     /// Registers all of a pool, in slices side by side.
     ///
     /// # Errors
-    /// [`RdmaError::Locked`] where the process may not lock so much memory.
+    /// [`RdmaError::Locked`] where the process may not lock so much memory, and the device must have it locked.
     pub fn register(&self, pool: &Pool, purpose: Purpose) -> Result<Registered, RdmaError> {
+        let locked = self.register_as(pool, purpose, 0);
+        let may_do_without = purpose == Purpose::Filled && self.shared.answer.on_demand != 0;
+        match locked {
+            Err(RdmaError::Locked { .. }) if may_do_without => {
+                self.register_as(pool, purpose, REGION_ON_DEMAND)
+            }
+            other => other,
+        }
+    }
+
+    fn register_as(&self, pool: &Pool, purpose: Purpose, more: u32) -> Result<Registered, RdmaError> {
         let begun = Instant::now();
         let (start, len) = pool.memory();
         let slices: Vec<(usize, usize)> = (0..len)
@@ -83,7 +98,9 @@ impl Device {
             let group = thread::scope(|scope| {
                 let slices: Vec<_> = group
                     .iter()
-                    .map(|(start, len)| scope.spawn(move || register(shared, pool, *start, *len, purpose)))
+                    .map(|(start, len)| {
+                        scope.spawn(move || register(shared, pool, (*start, *len), purpose, more))
+                    })
                     .collect();
                 let join = |slice: thread::ScopedJoinHandle<'_, Result<Region, c_int>>| {
                     slice.join().unwrap_or(Err(-libc::EIO))
@@ -92,7 +109,8 @@ impl Device {
             });
             made.extend(group.map_err(|error| self.cannot_register(len, error))?);
         }
-        let registered = Registered { bytes: len as u64, regions: made.len(), took: begun.elapsed() };
+        let (bytes, regions, took) = (len as u64, made.len(), begun.elapsed());
+        let registered = Registered { bytes, regions, took, on_demand: more & REGION_ON_DEMAND != 0 };
         let mut regions = self.shared.regions.lock().unwrap_or_else(PoisonError::into_inner);
         regions.extend(made.into_iter().map(Arc::new));
         Ok(registered)
@@ -124,9 +142,9 @@ impl Device {
 fn register(
     shared: &Shared,
     pool: &Pool,
-    start: usize,
-    len: usize,
+    (start, len): (usize, usize),
     purpose: Purpose,
+    more: u32,
 ) -> Result<Region, c_int> {
     let lending = if shared.answer.windows != 0 { Lending::Windows } else { Lending::Slabs };
     let flags = match (purpose, lending) {
@@ -138,7 +156,7 @@ fn register(
     let device = shared.handle.as_ptr();
     // SAFETY: the memory is the pool's, of which the region holds a clone.
     let handle =
-        unsafe { (shared.table.register)(device, start as *mut _, len, flags, &mut keys, &mut error) };
+        unsafe { (shared.table.register)(device, start as *mut _, len, flags | more, &mut keys, &mut error) };
     let handle = NonNull::new(handle).ok_or(error)?;
     Ok(Region { table: shared.table, handle, keys, purpose, start, len, _pool: pool.clone() })
 }

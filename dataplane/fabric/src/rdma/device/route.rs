@@ -4,7 +4,7 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Place;
 
@@ -22,9 +22,13 @@ pub enum AddressKind {
 /// An address of a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
-    /// Where it is in which table.
+    /// Whose it is.
     pub place: Place,
-    /// The address: IPv4 where it is one.
+    /// Its place in the port's table, which changes at run time.
+    pub gid_index: u32,
+    /// The address in network order.
+    pub gid: [u8; 16],
+    /// The same: IPv4 where it is one.
     pub ip: IpAddr,
     /// How it is used.
     pub kind: AddressKind,
@@ -58,16 +62,30 @@ fn addresses_below(root: &Path) -> Vec<Address> {
                     _ => AddressKind::InfiniBand,
                 };
                 let interface = read("gid_attrs/ndevs").map(|name| name.trim().to_owned());
-                let place = Place { device: device.clone(), port: number, gid_index };
-                found.push(Address { place, ip: gid.to_canonical(), kind, interface });
+                let place = Place { device: device.clone(), port: number };
+                let (ip, gid) = (gid.to_canonical(), gid.octets());
+                found.push(Address { place, gid_index, gid, ip, kind, interface });
             }
         }
     }
     found.sort_by(|a, b| {
-        let key = |address: &Address| (address.kind, address.place.device.clone(), address.place.gid_index);
+        // What reaches no other segment comes last.
+        let local = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        let key = |address: &Address| {
+            (address.kind, local(address.ip), address.place.device.clone(), address.gid_index)
+        };
         key(a).cmp(&key(b))
     });
     found
+}
+
+/// The kernel's entry through which user space speaks to a device.
+pub(super) fn entry_of(device: &str) -> Option<PathBuf> {
+    let root = Path::new("/sys/class/infiniband_verbs");
+    let of_device = |name: &String| {
+        fs::read_to_string(root.join(name).join("ibdev")).is_ok_and(|ibdev| ibdev.trim() == device)
+    };
+    names(root).into_iter().find(of_device).map(|name| root.join(name))
 }
 
 fn is_ethernet(port: &Path) -> bool {
@@ -83,7 +101,7 @@ fn names(folder: &Path) -> Vec<String> {
 ///
 /// # Errors
 /// Where it has no route.
-pub fn source_towards(peer: IpAddr) -> io::Result<IpAddr> {
+fn source_towards(peer: IpAddr) -> io::Result<IpAddr> {
     let any: SocketAddr =
         if peer.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
     let socket = UdpSocket::bind(any)?;
@@ -92,13 +110,14 @@ pub fn source_towards(peer: IpAddr) -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-/// The best of `addresses` for a peer, by the route to it.
-///
-/// # Errors
-/// Where the kernel has no route.
-pub fn towards(addresses: &[Address], peer: IpAddr) -> io::Result<Option<&Address>> {
-    let source = source_towards(peer)?;
-    Ok(addresses.iter().find(|address| address.ip == source))
+/// Of `own` and the addresses of a peer's port the best two that reach each other: by the route that the kernel has for packets, by the
+/// subnet on InfiniBand.
+pub fn reaching<'a>(own: &'a [Address], theirs: &[[u8; 16]]) -> Option<(&'a Address, [u8; 16])> {
+    let reach = |own: &Address, theirs: &[u8; 16]| match own.kind {
+        AddressKind::InfiniBand => own.gid[..8] == theirs[..8],
+        _ => source_towards(Ipv6Addr::from(*theirs).to_canonical()).is_ok_and(|source| source == own.ip),
+    };
+    own.iter().find_map(|own| theirs.iter().find(|theirs| reach(own, theirs)).map(|theirs| (own, *theirs)))
 }
 
 #[cfg(test)]
@@ -129,19 +148,32 @@ mod tests {
         let found = addresses_below(root.path());
         let of = |ip: &str| found.iter().find(|address| address.ip == ip.parse::<IpAddr>().unwrap()).unwrap();
         assert_eq!(found.len(), 5);
-        assert_eq!((of("10.1.0.1").place.gid_index, of("10.1.0.1").kind), (3, AddressKind::RoceV2));
+        assert_eq!((of("10.1.0.1").gid_index, of("10.1.0.1").kind), (3, AddressKind::RoceV2));
         assert_eq!(of("10.2.0.1").interface.as_deref(), Some("eth0.7"));
-        assert_eq!(of("fe80::202:3ff:fe04:506").place.gid_index, 1);
+        assert_eq!(of("fe80::202:3ff:fe04:506").gid_index, 1);
+    }
+
+    fn address(kind: AddressKind, ip: &str) -> Address {
+        let place = Place { device: "rxe0".to_owned(), port: 1 };
+        let ip: IpAddr = ip.parse().unwrap();
+        let gid = match ip {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        };
+        Address { place, gid_index: 1, gid, ip, kind, interface: None }
     }
 
     #[test]
-    fn the_route_names_the_address() {
-        let place = Place { device: "rxe0".to_owned(), port: 1, gid_index: 1 };
-        let ip = "127.0.0.1".parse().unwrap();
-        let address = Address { place, ip, kind: AddressKind::RoceV2, interface: None };
-        let other = Address { ip: "10.1.2.3".parse().unwrap(), ..address.clone() };
-        let all = [other, address.clone()];
-        assert_eq!(towards(&all, "127.0.0.9".parse().unwrap()).unwrap(), Some(&address));
-        assert_eq!(towards(&all[..1], "127.0.0.9".parse().unwrap()).unwrap(), None);
+    fn the_route_names_the_addresses() {
+        let gid = |ip: &str| address(AddressKind::RoceV2, ip).gid;
+        let (far, local) =
+            (address(AddressKind::RoceV2, "10.1.2.3"), address(AddressKind::RoceV2, "127.0.0.1"));
+        let both = [far, local.clone()];
+        let theirs = [gid("fe80::1"), gid("127.0.0.9")];
+        assert_eq!(reaching(&both, &theirs), Some((&local, gid("127.0.0.9"))));
+        assert_eq!(reaching(&both[..1], &theirs), None);
+        let infiniband = [address(AddressKind::InfiniBand, "fe80::a:b:c:d")];
+        let theirs = [gid("fe80:1::1"), gid("fe80::1:2:3:4")];
+        assert_eq!(reaching(&infiniband, &theirs), Some((&infiniband[0], theirs[1])));
     }
 }
