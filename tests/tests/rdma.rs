@@ -123,7 +123,17 @@ fn leases_that_are_too_short_cost_time_and_no_byte() {
     println!("{ran_out} leases ran out, {expired} were taken back");
 }
 
-/// A device that can be taken away and made again, with its interface.
+#[test]
+fn without_a_device_a_node_starts_and_says_so() {
+    if !addresses().is_empty() {
+        return;
+    }
+    let cluster = Cluster::start_with(1, &settings(""));
+    let said = cluster.nodes[0].ok(&["status"]);
+    assert!(said.contains("the fabric rdma is off: this host has no RDMA device"), "{said}");
+}
+
+/// Devices that can be taken away and made again, with their interfaces.
 struct Removable(Vec<(String, String)>);
 
 impl Removable {
