@@ -29,6 +29,8 @@ pub(crate) struct RdmaPath {
     pub(crate) id: PathId,
     pub(crate) peer: NodeId,
     pub(crate) prepared: Prepared,
+    /// Whether this side greets first.
+    pub(crate) begins: bool,
 }
 
 impl fmt::Debug for RdmaPath {
@@ -69,6 +71,11 @@ pub(crate) trait Carrier: Fabric {
     /// How a path does, where the fabric knows.
     fn health(&self, path: PathId) -> Option<PathHealth> {
         let _ = path;
+        None
+    }
+
+    /// Why its device is of no further use, where it is.
+    fn failure(&self) -> Option<String> {
         None
     }
 
@@ -130,13 +137,17 @@ impl<P: Port> Carrier for Packet<P> {
 impl Carrier for Rdma<Completions> {
     fn take(&mut self, path: AnyPath) -> Result<(), PathError> {
         let AnyPath::Rdma(path) = path else { return Err(other_kind()) };
-        let RdmaPath { id, peer, prepared } = *path;
+        let RdmaPath { id, peer, prepared, begins } = *path;
         let adopted = self.verbs_mut().adopt(prepared);
-        let qp = adopted.map_err(|_| refused("another queue pair of its number is not quite gone"))?;
-        self.add_path(Instant::now(), rdma::NewPath { id, peer, qp }).map_err(|error| match error {
+        let qp = adopted.ok_or_else(|| refused("another queue pair of its number is not quite gone"))?;
+        self.add_path(Instant::now(), rdma::NewPath { id, peer, qp, begins }).map_err(|error| match error {
             AddPathError::DeviceFailed => PathError::Port(std::io::Error::other(error)),
             error => refused(error),
         })
+    }
+
+    fn failure(&self) -> Option<String> {
+        Rdma::failure(self).map(ToString::to_string)
     }
 
     fn is_spent(&self) -> bool {
@@ -197,7 +208,9 @@ impl Fabric for Spent {
 }
 
 impl Carrier for Spent {
-    fn take(&mut self, _: AnyPath) -> Result<(), PathError> {
+    fn take(&mut self, path: AnyPath) -> Result<(), PathError> {
+        // To destroy a queue pair may take a device its time.
+        std::thread::spawn(move || drop(path));
         Err(PathError::Port(std::io::Error::other("its device has failed")))
     }
 

@@ -65,6 +65,8 @@ pub(crate) enum WorkerEvent {
     Failed { path: PathId, tag: u64, error: ReadError },
     /// Packets have come through on a path.
     PathProven { path: PathId },
+    /// The device of a worker, given by its place in the engine, is of no further use.
+    PortFailed { worker: usize, why: String },
     /// A path is gone.
     PathClosed { path: PathId, peer: NodeId, error: PathError },
 }
@@ -74,6 +76,8 @@ type Paths = HashMap<PathId, Arc<PeerCounters>>;
 
 /// What a worker is made of.
 pub(crate) struct Worker {
+    /// Its place in the engine.
+    pub(crate) at: usize,
     pub(crate) fabric: Box<dyn Carrier>,
     pub(crate) commands: Consumer<Command>,
     pub(crate) events: Producer<WorkerEvent>,
@@ -94,7 +98,7 @@ impl Worker {
         let mut idle_since: Option<Instant> = None;
         let mut turns = 0u32;
         let mut paths = HashMap::new();
-        let mut told = Instant::now();
+        let (mut told, mut failed) = (Instant::now(), false);
         loop {
             let mut work = self.commands.pop_batch(&mut commands, COMMANDS_PER_TURN);
             for command in commands.drain(..) {
@@ -106,6 +110,10 @@ impl Worker {
             work += self.fabric.poll(now, &mut completions);
             for completion in completions.drain(..) {
                 self.complete(completion, &mut pending, &mut paths);
+            }
+            if !failed && let Some(why) = self.fabric.failure() {
+                failed = true;
+                self.tell(WorkerEvent::PortFailed { worker: self.at, why });
             }
             if self.fabric.is_spent() {
                 self.fabric = Box::new(Spent::of(&*self.fabric));

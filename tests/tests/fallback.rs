@@ -28,7 +28,7 @@ fn a_closed_udp_port_costs_a_note_and_no_transfer() {
     wait_until("the attempt has failed and is counted", || node.counter(unproven) > 0);
     let said = node.ok(&["status"]);
     let provider = cluster.nodes[0].id();
-    let note = format!("udp to node {} has failed (no packet has come back)", &provider[..12]);
+    let note = format!("udp to node {} has failed (nothing has come back)", &provider[..12]);
     assert!(said.contains(&note) && said.contains("over tcp"), "{said}");
     assert!(
         said.lines().any(|line| line.starts_with("worker") && line.contains("udp 0 at 127.0.0.1:")),

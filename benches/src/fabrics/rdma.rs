@@ -123,9 +123,10 @@ fn pair(
     let end = |end: &End| End { gid: address.gid, ..*end };
     ours.connect(address.gid_index, &end(theirs.end()))?;
     theirs.connect(address.gid_index, &end(ours.end()))?;
-    for (fabric, prepared) in [(&mut serving, ours), (&mut reading, theirs)] {
-        let qp = fabric.verbs_mut().adopt(prepared).map_err(|_| anyhow!("a number twice"))?;
-        fabric.add_path(Instant::now(), NewPath { id: PATH, peer: NodeId::from_bytes([1; 32]), qp })?;
+    for (fabric, prepared, begins) in [(&mut serving, ours, false), (&mut reading, theirs, true)] {
+        let qp = fabric.verbs_mut().adopt(prepared).context("a number twice")?;
+        let path = NewPath { id: PATH, peer: NodeId::from_bytes([1; 32]), qp, begins };
+        fabric.add_path(Instant::now(), path)?;
     }
     let (mut done, mut proven, began) = (Vec::new(), 0, Instant::now());
     while proven < 2 {

@@ -129,8 +129,9 @@ fn two((device, address): &(Device, Address), options: RdmaOptions) -> Two {
     let (ours, theirs) = (prepare(&reader, 0x12_3456), prepare(&provider, 0x65_4321));
     join(address, &ours, &theirs);
     for (fabric, prepared, peer) in [(&mut reader, ours, 2), (&mut provider, theirs, 1)] {
-        let Ok(qp) = fabric.verbs_mut().adopt(prepared) else { panic!("its number is new") };
-        let path = NewPath { id: PATH, peer: NodeId::from_bytes([peer; 32]), qp };
+        let Some(qp) = fabric.verbs_mut().adopt(prepared) else { panic!("its number is new") };
+        let (peer, begins) = (NodeId::from_bytes([peer; 32]), peer == 1);
+        let path = NewPath { id: PATH, peer, qp, begins };
         fabric.add_path(Instant::now(), path).expect("the first path");
     }
     Two { reader, provider, pool, source, content, done: Vec::new(), theirs: Vec::new() }
@@ -250,7 +251,7 @@ fn a_wrong_key_and_a_loan_that_was_taken_back_read_nothing() {
         let (ours, theirs) =
             (device.prepare(a.queue(), 1).expect("a pair"), device.prepare(b.queue(), 2).expect("a pair"));
         join(&address, &ours, &theirs);
-        let (Ok(of_a), Ok(of_b)) = (a.adopt(ours), b.adopt(theirs)) else { panic!("new numbers") };
+        let (Some(of_a), Some(of_b)) = (a.adopt(ours), b.adopt(theirs)) else { panic!("new numbers") };
         let mut secret = lent.take().expect("a buffer");
         secret.as_mut().fill(0x5a);
         let span = b.lend(of_b, 0, &secret, 4096).expect("there is room");
@@ -295,13 +296,7 @@ fn a_wrong_key_and_a_loan_that_was_taken_back_read_nothing() {
         b.retire(of_b);
         used.push((a, b));
     }
-    // Side by side: soft-RoCE takes most of a minute to destroy a queue pair that has refused a READ.
-    std::thread::scope(|scope| {
-        for (a, b) in used {
-            scope.spawn(move || drop(a));
-            scope.spawn(move || drop(b));
-        }
-    });
+    drop(used);
 }
 
 #[test]

@@ -297,7 +297,8 @@ fn run(seed: u64) -> Result<Outcome, String> {
             opened += 1;
             let (to_b, to_a) = network.connect(a.fabric.verbs(), b.fabric.verbs());
             for (node, qp, peer) in [(&mut *a, to_b, 2), (&mut *b, to_a, 1)] {
-                let path = NewPath { id: opened, peer: NodeId::from_bytes([peer; 32]), qp };
+                let (peer, begins) = (NodeId::from_bytes([peer; 32]), peer == 1);
+                let path = NewPath { id: opened, peer, qp, begins };
                 let moment = begun + Duration::from_nanos(at);
                 match node.fabric.add_path(moment, path) {
                     Ok(()) => node.paths.push(opened),

@@ -97,6 +97,8 @@ pub(super) struct Engine {
     pub(super) pool: Pool,
     pub(super) store: Store,
     pub(super) tasks: TaskQueue,
+    /// For queue pairs alone.
+    pub(super) pair_tasks: TaskQueue,
     /// Those of TCP first.
     pub(super) workers: Vec<WorkerPort>,
     pub(super) tcp_workers: usize,
@@ -173,6 +175,7 @@ impl Engine {
             verifier.send(Check::Stop);
         }
         self.tasks.close();
+        self.pair_tasks.close();
     }
 
     fn sleep(&mut self) -> std::io::Result<()> {

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use velo_config::Fabric;
-use velo_fabric::rdma::device::{Address, Device, Prepared, Queue, addresses, reaching};
+use velo_fabric::rdma::device::{Address, Device, Prepared, Queue, RdmaError, addresses, reaching};
 use velo_fabric::rdma::table::End;
 use velo_object::NodeId;
 
@@ -18,7 +18,7 @@ use crate::metrics::FallBack;
 use crate::session::PeerMessage;
 use crate::session::paths::{
     ADDRESSES_MAX, AcceptedFabric, AcceptedPair, ENDS_MAX, Gid, OfferedFabric, OfferedPair, PairEnd,
-    PathAccept, PathMessage, PathOffer,
+    PathAccept, PathMessage, PathOffer, PathRefusal,
 };
 
 /// A port of an RDMA device, with its worker.
@@ -83,6 +83,8 @@ pub(super) enum PairTask {
     Connect { of: For, pairs: Vec<(MadePair, AcceptedPair)> },
     /// Destroys them.
     Destroy(Vec<MadePair>),
+    /// Lets go of a device, the last time perhaps.
+    Close(Device, Arc<Queue>),
 }
 
 /// What came of it.
@@ -93,7 +95,30 @@ pub(crate) struct PairsDone {
     /// The ports where no pair came of the room for it.
     left: Vec<usize>,
     /// Why, for one of them.
-    fault: Option<String>,
+    fault: Option<Fault>,
+}
+
+/// Why no queue pair was made.
+#[derive(Debug)]
+enum Fault {
+    /// No address here reaches one of the peer's: nor will it.
+    Unreachable(String),
+    /// A device did not do something, this time.
+    Device(String),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(why) | Self::Device(why) => f.write_str(why),
+        }
+    }
+}
+
+impl From<RdmaError> for Fault {
+    fn from(error: RdmaError) -> Self {
+        Self::Device(error.to_string())
+    }
 }
 
 enum Made {
@@ -160,36 +185,37 @@ fn addresses_of(device: &Device) -> Vec<Address> {
 }
 
 impl Place {
-    fn make(&self, own: &[Address]) -> Result<MadePair, String> {
+    fn make(&self, own: &[Address]) -> Result<MadePair, Fault> {
         let mut sequence = [0; 4];
-        getrandom::fill(&mut sequence).map_err(|error| error.to_string())?;
+        getrandom::fill(&mut sequence).map_err(|error| Fault::Device(error.to_string()))?;
         let sequence = u32::from_le_bytes(sequence) >> 8;
-        let prepared = self.device.prepare(&self.queue, sequence).map_err(|error| error.to_string())?;
+        let prepared = self.device.prepare(&self.queue, sequence)?;
         let addresses = own.iter().map(|address| address.gid).collect();
         Ok(MadePair { port: self.port, prepared, addresses })
     }
 
     /// Makes a pair and connects it with one that was offered.
-    fn answer(&self, of: usize, theirs: &OfferedPair) -> Result<(MadePair, AcceptedPair), String> {
+    fn answer(&self, of: usize, theirs: &OfferedPair) -> Result<(MadePair, AcceptedPair), Fault> {
         let own = addresses_of(&self.device);
         let (from, to) = reaching(&own, &theirs.addresses).ok_or_else(|| {
-            format!("no address of {} reaches one of the peer's devices", self.device.place())
+            let why = format!("no address of {} reaches one of the peer's devices", self.device.place());
+            Fault::Unreachable(why)
         })?;
         let made = self.make(&own)?;
-        let connected = made.prepared.connect(from.gid_index, &end_at(&theirs.end, to));
-        connected.map_err(|error| error.to_string())?;
+        made.prepared.connect(from.gid_index, &end_at(&theirs.end, to))?;
         let accepted = AcceptedPair { of: of as u8, to, end: told(&made.prepared), from: from.gid };
         Ok((made, accepted))
     }
 }
 
 /// Connects a pair that was offered.
-fn connect(pair: &MadePair, device: &Device, accepted: &AcceptedPair) -> Result<(), String> {
+fn connect(pair: &MadePair, device: &Device, accepted: &AcceptedPair) -> Result<(), Fault> {
     let own = addresses_of(device);
     let from = own.iter().find(|address| address.gid == accepted.to);
-    let from = from.ok_or_else(|| format!("{} does not have the address any more", device.place()))?;
+    let gone = || Fault::Device(format!("{} does not have the address any more", device.place()));
+    let from = from.ok_or_else(gone)?;
     let theirs = end_at(&accepted.end, accepted.from);
-    pair.prepared.connect(from.gid_index, &theirs).map_err(|error| error.to_string())
+    Ok(pair.prepared.connect(from.gid_index, &theirs)?)
 }
 
 /// Does a task; on a thread that may block.
@@ -202,7 +228,7 @@ pub(super) fn perform(task: PairTask) -> Option<PairsDone> {
                     Ok(made) if !made.addresses.is_empty() => pairs.push(made),
                     Ok(_) => {
                         left.push(place.port);
-                        fault = Some(format!("{} has no address", place.device.place()));
+                        fault = Some(Fault::Device(format!("{} has no address", place.device.place())));
                     }
                     Err(why) => {
                         left.push(place.port);
@@ -220,7 +246,12 @@ pub(super) fn perform(task: PairTask) -> Option<PairsDone> {
             });
             for (at, theirs) in theirs.into_iter().flatten().enumerate() {
                 let answered = places.iter().enumerate().find_map(|(index, place)| {
-                    let answer = place.answer(at, theirs).map_err(|why| fault = Some(why));
+                    // That a device failed is worth more than that another does not lead there.
+                    let answer = place.answer(at, theirs).map_err(|why| {
+                        if !matches!(fault, Some(Fault::Device(_))) {
+                            fault = Some(why);
+                        }
+                    });
                     answer.ok().map(|answer| (index, answer))
                 });
                 if let Some((index, (made, pair))) = answered {
@@ -248,6 +279,10 @@ pub(super) fn perform(task: PairTask) -> Option<PairsDone> {
             drop(pairs);
             None
         }
+        PairTask::Close(device, queue) => {
+            drop((queue, device));
+            None
+        }
     }
 }
 
@@ -268,9 +303,10 @@ impl RdmaFabric {
     }
 
     /// A worker's port is of no further use. Gives its name and how many are left, the first time.
-    pub(super) fn port_failed(&mut self, worker: usize) -> Option<(String, usize)> {
+    pub(super) fn port_failed(&mut self, tasks: &TaskQueue, worker: usize) -> Option<(String, usize)> {
         let port = self.ports.iter_mut().find(|port| port.worker == worker)?;
-        port.opened.take()?;
+        let (device, queue) = port.opened.take()?;
+        tasks.push(Task::Pairs(PairTask::Close(device, queue)));
         let name = port.name.clone();
         Some((name, self.ports.iter().filter(|port| port.opened.is_some()).count()))
     }
@@ -289,7 +325,7 @@ pub(super) fn discard(tasks: &TaskQueue, rdma: &mut Option<RdmaFabric>, pairs: V
 impl Engine {
     /// Has pairs destroyed that will not be paths.
     pub(super) fn discard(&mut self, pairs: Vec<MadePair>) {
-        discard(&self.tasks, &mut self.rdma, pairs);
+        discard(&self.pair_tasks, &mut self.rdma, pairs);
     }
 
     /// The queue pair of a path is gone.
@@ -322,7 +358,7 @@ impl Engine {
         }
         peer.fabrics.making = Some(Making::Offer);
         peer.fabrics.begin(now);
-        self.tasks.push(Task::Pairs(PairTask::Prepare { of, places }));
+        self.pair_tasks.push(Task::Pairs(PairTask::Prepare { of, places }));
         true
     }
 
@@ -337,7 +373,7 @@ impl Engine {
             return false;
         }
         peer.fabrics.making = Some(Making::Answer);
-        self.tasks.push(Task::Pairs(PairTask::Answer { of, places, offer: offer.clone() }));
+        self.pair_tasks.push(Task::Pairs(PairTask::Answer { of, places, offer: offer.clone() }));
         true
     }
 
@@ -367,7 +403,7 @@ impl Engine {
             return false;
         }
         peer.fabrics.making = Some(Making::Connection);
-        self.tasks.push(Task::Pairs(PairTask::Connect { of, pairs: connected }));
+        self.pair_tasks.push(Task::Pairs(PairTask::Connect { of, pairs: connected }));
         true
     }
 
@@ -392,7 +428,11 @@ impl Engine {
         if let Some(why) = &fault {
             tracing::info!(peer = node.short(), %why, "a queue pair was not made");
         }
-        let fault = fault.unwrap_or_default();
+        let refusal = match &fault {
+            Some(Fault::Device(_)) => PathRefusal::Full,
+            _ => PathRefusal::NoneInCommon,
+        };
+        let fault = fault.map(|why| why.to_string()).unwrap_or_default();
         match what {
             Made::Offer => {
                 if pairs.is_empty() {
@@ -402,23 +442,26 @@ impl Engine {
                 }
                 self.offer(now, node, pairs);
             }
-            Made::Answer { offer, .. } if pairs.is_empty() => self.take_offer(now, node, offer, false),
+            Made::Answer { offer, .. } if pairs.is_empty() => {
+                self.take_offer(now, node, offer, Some(refusal));
+            }
             Made::Answer { offer, accepted } => {
-                self.add_pairs(now, node, pairs);
+                self.add_pairs(now, node, pairs, false);
                 let accept = PathAccept { offer: offer.offer, fabric: AcceptedFabric::Rdma(accepted) };
                 self.sessions.send(node, PeerMessage::Paths(PathMessage::Accept(accept)));
             }
             Made::Connection if pairs.is_empty() => {
                 self.fabric_failed(now, node, Fabric::Rdma, FallBack::Device, &fault);
             }
-            Made::Connection => self.add_pairs(now, node, pairs),
+            Made::Connection => self.add_pairs(now, node, pairs, true),
         }
     }
 
-    fn add_pairs(&mut self, now: u64, node: NodeId, pairs: Vec<MadePair>) {
+    /// Who connected last greets first: `begins`.
+    fn add_pairs(&mut self, now: u64, node: NodeId, pairs: Vec<MadePair>, begins: bool) {
         let Some(rdma) = &self.rdma else { return };
         let paths = pairs.into_iter().map(|MadePair { port, prepared, .. }| {
-            let path = move |id| AnyPath::Rdma(Box::new(RdmaPath { id, peer: node, prepared }));
+            let path = move |id| AnyPath::Rdma(Box::new(RdmaPath { id, peer: node, prepared, begins }));
             (rdma.ports[port].worker, path)
         });
         let paths = paths.collect();

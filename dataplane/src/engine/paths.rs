@@ -76,7 +76,7 @@ impl Engine {
                 let offered = OfferedFabric::Rdma(pairs.iter().map(MadePair::offered).collect());
                 fabrics.push((rank, offered, OfferedEnds::Pairs(pairs)));
             }
-            _ => discard(&self.tasks, &mut self.rdma, pairs),
+            _ => discard(&self.pair_tasks, &mut self.rdma, pairs),
         }
         if fabrics.is_empty() {
             return;
@@ -98,7 +98,7 @@ impl Engine {
     pub(super) fn paths_said(&mut self, now: u64, node: NodeId, message: PathMessage) {
         match message {
             PathMessage::Offer(offer) => match self.may_take_offer(now, node) {
-                Ok(()) => self.take_offer(now, node, offer, true),
+                Ok(()) => self.take_offer(now, node, offer, None),
                 Err(why) => self.refuse(node, offer.offer, why),
             },
             PathMessage::Accept(accept) => self.offer_accepted(now, node, accept),
@@ -129,8 +129,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Accepts the best of what a peer offers, or says why nothing; RDMA only where `pairs` says so.
-    pub(super) fn take_offer(&mut self, now: u64, node: NodeId, offer: PathOffer, pairs: bool) {
+    /// Accepts the best of what a peer offers, or says why nothing; RDMA not where `unpaired` says why no queue pair was made for it.
+    pub(super) fn take_offer(
+        &mut self,
+        now: u64,
+        node: NodeId,
+        offer: PathOffer,
+        unpaired: Option<PathRefusal>,
+    ) {
+        let mut refusal = unpaired.unwrap_or(PathRefusal::NoneInCommon);
         let Some(session) = self.peer(node).fabrics.session.clone() else { return };
         let own = protections(session.keying.trusted);
         for theirs in &offer.fabrics {
@@ -143,13 +150,16 @@ impl Engine {
                     return self.accept_packets(now, node, offer.offer, (at, protection), theirs);
                 }
                 OfferedFabric::Rdma(theirs) => {
-                    if pairs && self.answer_pairs(node, theirs.len(), &offer) {
+                    if unpaired.is_none() && self.answer_pairs(node, theirs.len(), &offer) {
                         return;
+                    }
+                    if unpaired.is_none() && self.rdma.is_some() {
+                        refusal = PathRefusal::Full;
                     }
                 }
             }
         }
-        self.refuse(node, offer.offer, PathRefusal::NoneInCommon);
+        self.refuse(node, offer.offer, refusal);
     }
 
     fn accept_packets(
@@ -190,8 +200,10 @@ impl Engine {
         let Some(at) = offered.fabrics.iter().position(|(offered, _)| *offered == fabric) else {
             return self.forget_offer(Some(offered));
         };
-        // It has none of those that came before.
-        offered.fabrics[..at].iter().for_each(|(fabric, _)| fabrics.never(*fabric));
+        // It has none of those that came before; or, of devices for RDMA, none that can do it just now.
+        for (fabric, _) in &offered.fabrics[..at] {
+            if *fabric == Fabric::Rdma { fabrics.failed(now, *fabric) } else { fabrics.never(*fabric) }
+        }
         let (_, ends) = offered.fabrics.swap_remove(at);
         self.forget_offer(Some(offered));
         let accepted = match (ends, accept.fabric) {
@@ -324,7 +336,7 @@ impl Engine {
             self.pair_closed(worker);
         }
         if let PathError::Port(error) = error {
-            self.port_failed(worker, fabric, error);
+            self.port_failed(worker, fabric, &error.to_string());
         }
         let peer = self.peer(node);
         let Some(set) = peer.fabrics.sets.iter_mut().find(|set| set.paths.contains(&id)) else { return };
@@ -343,9 +355,9 @@ impl Engine {
     }
 
     /// A worker's port is of no further use: the others carry on without it.
-    fn port_failed(&mut self, worker: usize, fabric: Fabric, error: &std::io::Error) {
+    pub(super) fn port_failed(&mut self, worker: usize, fabric: Fabric, error: &str) {
         let failed = match &mut self.rdma {
-            Some(rdma) if fabric == Fabric::Rdma => rdma.port_failed(worker),
+            Some(rdma) if fabric == Fabric::Rdma => rdma.port_failed(&self.pair_tasks, worker),
             _ => self
                 .packets
                 .iter_mut()

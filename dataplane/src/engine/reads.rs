@@ -204,6 +204,7 @@ impl Engine {
                 }
             }
             WorkerEvent::PathProven { path } => self.path_proven(now, path),
+            WorkerEvent::PortFailed { worker, why } => self.port_failed(worker, Fabric::Rdma, &why),
             WorkerEvent::PathClosed { path, peer: node, error } => {
                 let place = self.paths.remove(&path);
                 tracing::debug!(peer = node.short(), path, %error, "a path has ended");

@@ -49,6 +49,8 @@ const PATHS_SHARE: u64 = 16;
 const PATH_BYTES: usize = 64 << 10;
 /// The least that one of them has for what peers ask for.
 const SERVE_MIN_BYTES: u64 = 4 * PIECE_BYTES;
+/// Threads that make and destroy queue pairs, which is not to hold up what the store does.
+const PAIR_TASKS: usize = 2;
 /// Threads that read what peers ask of one of them, where there are cores for them.
 const READERS: usize = 2;
 
@@ -168,6 +170,7 @@ impl DataPlane {
             let numbers = Arc::new(WorkerNumbers::new(&*fabric, port));
             metrics.workers.write().unwrap_or_else(PoisonError::into_inner).push(numbers.clone());
             let worker = Worker {
+                at,
                 fabric,
                 commands: obeyed,
                 events,
@@ -206,6 +209,7 @@ impl DataPlane {
         let mut seed = [0; 8];
         getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
         let tasks = TaskQueue::start(cores.len().clamp(2, 4), &store, &shared)?;
+        let pair_tasks = TaskQueue::start(if rdma.is_some() { PAIR_TASKS } else { 0 }, &store, &shared)?;
         let handle = EngineHandle::new(shared.clone());
         let engine = Engine {
             settings: Settings { streams_per_peer: streams },
@@ -215,6 +219,7 @@ impl DataPlane {
             pool,
             store,
             tasks,
+            pair_tasks,
             workers: worker_ports,
             tcp_workers: worker_count,
             packets,

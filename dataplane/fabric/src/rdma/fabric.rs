@@ -66,6 +66,8 @@ pub struct NewPath {
     pub peer: NodeId,
     /// Its queue pair, which is the fabric's from now on.
     pub qp: QueuePair,
+    /// Whether this side greets first. It is the one that connected last: what comes to a queue pair before is lost.
+    pub begins: bool,
 }
 
 /// Why a path was not added.
@@ -141,7 +143,7 @@ impl<V: Verbs> Rdma<V> {
     /// # Errors
     /// [`AddPathError`]; the queue pair is retired then, too.
     pub fn add_path(&mut self, now: Instant, path: NewPath) -> Result<(), AddPathError> {
-        let NewPath { id, peer, qp } = path;
+        let NewPath { id, qp, .. } = path;
         let refused = if self.failed.is_some() {
             Some(AddPathError::DeviceFailed)
         } else if self.paths.contains_key(&id) {
@@ -155,7 +157,7 @@ impl<V: Verbs> Rdma<V> {
         }
         let lent_max = (self.options.lent_max_bytes / BUFFER_BYTES as u64).clamp(1, u32::MAX.into()) as u32;
         let provider = Provider::new(now, self.verbs.lending(), self.options.lease, lent_max);
-        self.paths.insert(id, Path::new(id, peer, qp, now, provider));
+        self.paths.insert(id, Path::new(path, now, provider));
         self.by_qp.insert(qp, id);
         self.shared.counters.fabric.paths_opened += 1;
         Ok(())
@@ -174,6 +176,11 @@ impl<V: Verbs> Rdma<V> {
     /// How many paths it has.
     pub fn paths(&self) -> usize {
         self.paths.len()
+    }
+
+    /// What the device said when it failed.
+    pub fn failure(&self) -> Option<&io::Error> {
+        self.failed.as_ref()
     }
 
     /// Whether the device has failed and nothing of it is in use any more: it is best dropped, since its removal may wait for that.

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use velo_object::NodeId;
 
-use super::RdmaCounters;
 use super::message::Message;
 use super::provider::{self, Provider};
 use super::reader::{self, Reader};
 use super::verbs::{QueuePair, Verbs};
+use super::{NewPath, RdmaCounters};
 use crate::supply::{Answer, Supply};
 use crate::{Completion, PathError, PathId, ProtocolError, Read, ReadError};
 
@@ -40,18 +40,22 @@ pub(super) struct Path {
     welcome: bool,
     greeted: bool,
     proven: bool,
+    /// Whether this side greets first: the other may not be connected yet before it does.
+    begins: bool,
     closing: Option<Closing>,
 }
 
 impl Path {
-    pub(super) fn new(id: PathId, peer: NodeId, qp: QueuePair, now: Instant, provider: Provider) -> Self {
+    pub(super) fn new(path: NewPath, now: Instant, provider: Provider) -> Self {
+        let NewPath { id, peer, qp, begins } = path;
         Self {
             id,
             qp,
             peer,
             reader: Reader::new(now),
             provider,
-            hello: true,
+            hello: begins,
+            begins,
             welcome: false,
             greeted: false,
             proven: false,
@@ -163,7 +167,9 @@ impl Path {
         }
         match message {
             Message::Hello if self.greeted => return Err(ProtocolError::SecondGreeting),
-            Message::Hello => (self.greeted, self.welcome) = (true, true),
+            Message::Hello => {
+                (self.greeted, self.welcome, self.hello) = (true, true, self.hello || !self.begins)
+            }
             Message::Welcome if self.proven => return Err(ProtocolError::SecondGreeting),
             Message::Welcome => {
                 self.proven = true;
@@ -183,7 +189,7 @@ impl Path {
             }
             Message::Refuse { slot, read, why } => {
                 let (reader, mut desk) = self.reading(&mut shared.counters, completions);
-                reader.refused(now, *slot, *read, *why, &mut desk);
+                reader.refused(now, *slot, *read, *why, &mut desk)?;
             }
         }
         Ok(())

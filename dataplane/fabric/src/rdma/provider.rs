@@ -257,7 +257,7 @@ impl Provider {
             self.lend &= !(1 << index);
             self.lent |= 1 << index;
             if !sent {
-                // There was room for the loan and none for its message: taken back, the peer asks again in time.
+                // A device has room for both. One that had not would have it taken back; the reader's path stalls in time.
                 self.revoke |= 1 << index;
                 return;
             }

@@ -178,7 +178,12 @@ impl Reader {
     fn finish(&mut self, slot: usize, result: Result<u32, ReadError>, desk: &mut Desk<'_>) {
         let bit = 1u64 << slot;
         let Slot { reading, number, ended } = &mut self.slots[slot];
-        let Some(Reading { tag, buffer: Some(buffer), .. }) = reading.take() else { return };
+        // One whose buffer the device has ends when it gives it back.
+        let Some(Reading { tag, buffer: Some(buffer), .. }) =
+            reading.take_if(|reading| reading.buffer.is_some())
+        else {
+            return;
+        };
         // Whoever was not asked need not be told; whoever refused knows.
         if self.ask & bit == 0 && !matches!(result, Err(ReadError::NotHere | ReadError::Refused)) {
             *ended = *number;
@@ -247,9 +252,18 @@ impl Reader {
     }
 
     /// The provider lends nothing.
-    pub(super) fn refused(&mut self, now: Instant, slot: u16, read: u32, why: Refusal, desk: &mut Desk<'_>) {
-        if self.asked(slot, read).is_none() {
-            return;
+    pub(super) fn refused(
+        &mut self,
+        now: Instant,
+        slot: u16,
+        read: u32,
+        why: Refusal,
+        desk: &mut Desk<'_>,
+    ) -> Result<(), ProtocolError> {
+        let Some(reading) = self.asked(slot, read) else { return Ok(()) };
+        // What it has lent it cannot refuse: the device may have the buffer.
+        if !matches!(reading.state, State::Asked) {
+            return Err(ProtocolError::Unasked { tag: read.into() });
         }
         self.progress = now;
         let error = match why {
@@ -257,6 +271,7 @@ impl Reader {
             Refusal::Refused => ReadError::Refused,
         };
         self.finish(slot.into(), Err(error), desk);
+        Ok(())
     }
 
     /// The device has given a buffer back. `closing` is how reads end that brought nothing, where the path is being closed.
@@ -425,6 +440,29 @@ mod tests {
         reader.read(start + taken, slot.into(), buffer, Ok(()), None, &mut desk);
         reader.transmit(start + taken, qp, &mut device, &mut desk);
         (completions, counters, device.messages)
+    }
+
+    #[test]
+    fn who_lends_and_then_refuses_breaks_the_protocol_and_loses_no_buffer() {
+        let (pool, start) = (Pool::new(1 << 20).expect("memory"), Instant::now());
+        let (mut reader, mut device) = (Reader::new(start), Idle::default());
+        let (mut completions, mut counters) = (Vec::new(), RdmaCounters::default());
+        let mut desk = Desk { path: 1, completions: &mut completions, counters: &mut counters };
+        let buffer = pool.take().expect("a buffer");
+        let (blob, what) = (BlobId::from_bytes([1; 32]), What::Blob);
+        assert!(reader.post(Read { tag: 9, blob, what, offset_bytes: 0, len: 4096, buffer }).is_ok());
+        reader.begin_turn(start);
+        reader.transmit(start, QueuePair(1), &mut device, &mut desk);
+        let span = Span { address: 1 << 20, rkey: 1, len: 4096 };
+        let grant = Grant { slot: 0, read: 1, span, lease_ms: LEASE_MS, held_us: 0, epoch: 1 };
+        reader.granted(start, &grant, &mut desk).expect("it was asked for");
+        reader.transmit(start, QueuePair(1), &mut device, &mut desk);
+        let refused = reader.refused(start, 0, 1, Refusal::Refused, &mut desk);
+        assert!(matches!(refused, Err(ProtocolError::Unasked { .. })), "{refused:?}");
+        let buffer = device.reads.pop().expect("a READ was posted");
+        reader.read(start, 0, buffer, Ok(()), Some(ReadError::PathClosed), &mut desk);
+        assert!(matches!(completions[..], [Completion::Read { tag: 9, result: Err(_), .. }]));
+        assert!(reader.is_idle());
     }
 
     #[test]

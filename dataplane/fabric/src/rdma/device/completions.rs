@@ -127,11 +127,12 @@ enum Late {
     DeviceFailed(io::Error),
 }
 
+/// A queue pair to be destroyed, and whether the worker waits for it.
+type Dying = (Prepared, bool);
+
 /// A worker's part of a device. Dropping it destroys its queue pairs.
 pub struct Completions {
-    queue: Arc<Queue>,
     name: String,
-    regions: Vec<Arc<Region>>,
     pairs: HashMap<u32, Pair>,
     late: VecDeque<Late>,
     /// What came to queue pairs before we had them.
@@ -139,7 +140,7 @@ pub struct Completions {
     /// Pairs with work that is pending.
     dirty: Vec<u32>,
     /// Where pairs are destroyed, and which have been.
-    undertaker: Option<(Sender<Prepared>, JoinHandle<()>)>,
+    undertaker: Option<(Sender<Dying>, JoinHandle<()>)>,
     destroyed: Receiver<u32>,
     /// Readable when one has been.
     wake: Arc<OwnedFd>,
@@ -147,6 +148,9 @@ pub struct Completions {
     device_failed: bool,
     /// When it was last looked whether the device is still there.
     looked: Instant,
+    // These two last and in this order: queue pairs use both, and a region is deregistered while its device is open.
+    regions: Vec<Arc<Region>>,
+    queue: Arc<Queue>,
 }
 
 impl Drop for Completions {
@@ -173,7 +177,7 @@ impl Device {
         let stage = "making a completion queue";
         let handle = NonNull::new(handle).ok_or_else(|| RdmaError::device(self.place(), stage, error))?;
         let queue = Arc::new(Queue { device: self.clone(), handle, expected: Mutex::default() });
-        let (send, dying) = channel::<Prepared>();
+        let (send, dying) = channel::<Dying>();
         let (tell, destroyed) = channel();
         let fault =
             |why: io::Error| RdmaError::device(self.place(), stage, -why.raw_os_error().unwrap_or(libc::EIO));
@@ -181,12 +185,14 @@ impl Device {
         let wake = Arc::new(rustix::event::eventfd(0, flags).map_err(|error| fault(error.into()))?);
         let wakes = wake.clone();
         let undertaker = move || {
-            for prepared in dying {
+            for (prepared, awaited) in dying {
                 let number = prepared.queue_pair().0;
-                drop(prepared);
-                // Nobody hears it where the worker is gone.
-                let _ = tell.send(number);
-                let _ = rustix::io::write(&wakes, &1u64.to_ne_bytes());
+                // What may still be in use is not given back.
+                if prepared.destroy() && awaited {
+                    // Nobody hears it where the worker is gone.
+                    let _ = tell.send(number);
+                    let _ = rustix::io::write(&wakes, &1u64.to_ne_bytes());
+                }
             }
         };
         let thread =
@@ -205,9 +211,7 @@ impl Device {
                 .map_err(|error| fault(error.into()))?;
         }
         Ok(Completions {
-            queue,
             name: self.place().to_string(),
-            regions: self.regions(),
             pairs: HashMap::new(),
             late: VecDeque::new(),
             early: Vec::new(),
@@ -218,6 +222,8 @@ impl Device {
             epoll,
             device_failed: false,
             looked: Instant::now(),
+            regions: self.regions(),
+            queue,
         })
     }
 }
@@ -228,14 +234,14 @@ impl Completions {
         &self.queue
     }
 
-    /// Takes a connected queue pair.
-    ///
-    /// # Errors
-    /// Gives it back where another of its number is not quite gone: make another.
-    pub fn adopt(&mut self, prepared: Prepared) -> Result<QueuePair, Prepared> {
+    /// Takes a connected queue pair. None where another of its number is not quite gone: make another.
+    pub fn adopt(&mut self, prepared: Prepared) -> Option<QueuePair> {
         let qp = prepared.queue_pair();
         if self.pairs.contains_key(&qp.0) {
-            return Err(prepared);
+            if let Some((undertaker, _)) = &self.undertaker {
+                let _ = undertaker.send((prepared, false));
+            }
+            return None;
         }
         let pair = Pair {
             prepared: Some(prepared),
@@ -249,7 +255,7 @@ impl Completions {
         };
         self.queue.expected().remove(&qp.0);
         self.pairs.insert(qp.0, pair);
-        Ok(qp)
+        Some(qp)
     }
 
     /// Tells what came before the queue pair did.
@@ -295,7 +301,7 @@ impl Completions {
                     each(Event::Received { qp, bytes: prepared.message(place, done.len as usize) });
                     // One by one costs a doorbell each; they are cheap, and messages few.
                     if prepared.receive(&[place]) == 0 {
-                        pair.failed = true;
+                        fail(pair, qp, WorkError::Local(0), each);
                     }
                 }
                 (Some(error), _) => fail(pair, qp, error, each),
@@ -467,7 +473,8 @@ impl Verbs for Completions {
         let lending = self.lending();
         let address = memory.as_ref().as_ptr();
         let mut span = None;
-        self.post(qp, 1, |pair, regions| {
+        // For the bind, and for the message that tells of it.
+        self.post(qp, 2, |pair, regions| {
             let Some(region) = regions::of(regions, memory, Purpose::Lent) else { return false };
             let mut rkey = region.keys.rkey;
             if lending == Lending::Windows {
@@ -556,7 +563,7 @@ impl Verbs for Completions {
         let Some(prepared) = pair.prepared.take() else { return };
         if let Some((undertaker, _)) = &self.undertaker {
             // It ends only with us.
-            let _ = undertaker.send(prepared);
+            let _ = undertaker.send((prepared, true));
         }
     }
 

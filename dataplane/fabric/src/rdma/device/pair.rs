@@ -33,6 +33,8 @@ pub struct Prepared {
     region: NonNull<RegionHandle>,
     keys: Keys,
     pub(super) windows: Vec<Window>,
+    /// Whether it is destroyed.
+    undone: bool,
 }
 
 // SAFETY: the table's contract: any thread, one at a time; we own the pair alone.
@@ -67,8 +69,16 @@ impl Device {
             return Err(fault("making a queue pair")(error));
         };
         queue.expected().insert(end.number);
-        let mut prepared =
-            Prepared { queue: queue.clone(), handle, end, memory, region, keys, windows: Vec::new() };
+        let mut prepared = Prepared {
+            queue: queue.clone(),
+            handle,
+            end,
+            memory,
+            region,
+            keys,
+            windows: Vec::new(),
+            undone: false,
+        };
         if self.lending() == Lending::Windows {
             for _ in 0..READS_PER_PATH {
                 let mut rkey = 0;
@@ -144,17 +154,47 @@ impl Prepared {
     }
 }
 
-impl Drop for Prepared {
-    fn drop(&mut self) {
+impl Prepared {
+    /// Destroys it. False where the device would not, and may still use its memory: that is kept then, for ever.
+    pub(super) fn destroy(mut self) -> bool {
+        let destroyed = self.undo();
+        if !destroyed {
+            std::mem::forget(self);
+        }
+        destroyed
+    }
+
+    fn undo(&mut self) -> bool {
+        if std::mem::replace(&mut self.undone, true) {
+            return true;
+        }
         let table = self.queue.device().table;
         self.queue.expected().remove(&self.end.number);
-        // SAFETY: each was made once. The pair goes first: after it the device uses neither windows nor memory.
+        // SAFETY: each was made once, and is undone once. A pair that has failed serves nobody; its windows go before it, since they hold
+        // it.
         unsafe {
-            (table.drop_pair)(self.handle.as_ptr());
+            (table.fail)(self.handle.as_ptr());
             for window in &self.windows {
                 (table.drop_window)(window.handle.as_ptr());
             }
+            let error = (table.drop_pair)(self.handle.as_ptr());
+            // Of a device that is gone nothing is left that could use anything.
+            if error != 0 && !matches!(-error, libc::EIO | libc::ENODEV) {
+                let (device, error) = (self.device().place(), std::io::Error::from_raw_os_error(-error));
+                tracing::error!(%device, %error, "a queue pair cannot be destroyed: its memory is not used again");
+                return false;
+            }
             (table.deregister)(self.region.as_ptr());
+        }
+        true
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if !self.undo() {
+            // The pair might still write to it.
+            std::mem::forget(std::mem::take(&mut self.memory));
         }
     }
 }
