@@ -263,9 +263,8 @@ impl PeerFabrics {
     /// Forgets what belongs to a session that has ended. What has failed rests on.
     pub(super) fn session_ended(&mut self) {
         self.rests.retain(|rest| rest.until != u64::MAX);
-        // Nor does a new session make a peer's offers come any sooner.
-        let (rests, offer_taken_at) = (std::mem::take(&mut self.rests), self.offer_taken_at);
-        *self = Self { rests, offer_taken_at, ..Self::default() };
+        let rests = std::mem::take(&mut self.rests);
+        *self = Self { rests, ..Self::default() };
     }
 }
 
