@@ -418,45 +418,41 @@ mod tests {
     /// What of it the reader uses.
     const USED: Duration = Duration::from_millis(1_500);
 
-    /// Posts a read at `start`, has it granted, and lets the device say `taken` later that the bytes are there.
-    fn read_that_takes(taken: Duration) -> (Vec<Completion>, RdmaCounters, Vec<Message>) {
-        let (pool, start) = (Pool::new(1 << 20).expect("memory"), Instant::now());
-        let (mut reader, mut device) = (Reader::new(start), Idle::default());
-        let (mut completions, mut counters) = (Vec::new(), RdmaCounters::default());
-        let mut desk = Desk { path: 1, completions: &mut completions, counters: &mut counters };
+    /// A read that was posted, asked for and granted at `now`; its READ has been handed to the device, in slot 0 as read 1.
+    fn granted(now: Instant, desk: &mut Desk<'_>) -> (Reader, Idle) {
+        let pool = Pool::new(1 << 20).expect("memory");
+        let (mut reader, mut device) = (Reader::new(now), Idle::default());
         let buffer = pool.take().expect("a buffer");
         let (blob, what) = (BlobId::from_bytes([1; 32]), What::Blob);
         assert!(reader.post(Read { tag: 9, blob, what, offset_bytes: 0, len: 4096, buffer }).is_ok());
-        reader.begin_turn(start);
-        let qp = QueuePair(1);
-        reader.transmit(start, qp, &mut device, &mut desk);
-        let Some(Message::Ask(ask)) = device.messages.pop() else { panic!("it asks first") };
+        reader.begin_turn(now);
+        reader.transmit(now, QueuePair(1), &mut device, desk);
+        assert!(matches!(device.messages.pop(), Some(Message::Ask(AskMessage { slot: 0, read: 1, .. }))));
         let span = Span { address: 1 << 20, rkey: 1, len: 4096 };
-        let (slot, read) = (ask.slot, ask.read);
-        let grant = Grant { slot, read, span, lease_ms: LEASE_MS, held_us: 0, epoch: 1 };
-        reader.granted(start, &grant, &mut desk).expect("it was asked for");
-        reader.transmit(start, qp, &mut device, &mut desk);
+        let grant = Grant { slot: 0, read: 1, span, lease_ms: LEASE_MS, held_us: 0, epoch: 1 };
+        reader.granted(now, &grant, desk).expect("it was asked for");
+        reader.transmit(now, QueuePair(1), &mut device, desk);
+        (reader, device)
+    }
+
+    /// What comes of a read whose bytes are there so long after it was granted.
+    fn read_that_takes(taken: Duration) -> (Vec<Completion>, RdmaCounters, Vec<Message>) {
+        let (mut completions, mut counters) = (Vec::new(), RdmaCounters::default());
+        let mut desk = Desk { path: 1, completions: &mut completions, counters: &mut counters };
+        let start = Instant::now();
+        let (mut reader, mut device) = granted(start, &mut desk);
         let buffer = device.reads.pop().expect("a READ was posted");
-        reader.read(start + taken, slot.into(), buffer, Ok(()), None, &mut desk);
-        reader.transmit(start + taken, qp, &mut device, &mut desk);
+        reader.read(start + taken, 0, buffer, Ok(()), None, &mut desk);
+        reader.transmit(start + taken, QueuePair(1), &mut device, &mut desk);
         (completions, counters, device.messages)
     }
 
     #[test]
     fn who_lends_and_then_refuses_breaks_the_protocol_and_loses_no_buffer() {
-        let (pool, start) = (Pool::new(1 << 20).expect("memory"), Instant::now());
-        let (mut reader, mut device) = (Reader::new(start), Idle::default());
         let (mut completions, mut counters) = (Vec::new(), RdmaCounters::default());
         let mut desk = Desk { path: 1, completions: &mut completions, counters: &mut counters };
-        let buffer = pool.take().expect("a buffer");
-        let (blob, what) = (BlobId::from_bytes([1; 32]), What::Blob);
-        assert!(reader.post(Read { tag: 9, blob, what, offset_bytes: 0, len: 4096, buffer }).is_ok());
-        reader.begin_turn(start);
-        reader.transmit(start, QueuePair(1), &mut device, &mut desk);
-        let span = Span { address: 1 << 20, rkey: 1, len: 4096 };
-        let grant = Grant { slot: 0, read: 1, span, lease_ms: LEASE_MS, held_us: 0, epoch: 1 };
-        reader.granted(start, &grant, &mut desk).expect("it was asked for");
-        reader.transmit(start, QueuePair(1), &mut device, &mut desk);
+        let start = Instant::now();
+        let (mut reader, mut device) = granted(start, &mut desk);
         let refused = reader.refused(start, 0, 1, Refusal::Refused, &mut desk);
         assert!(matches!(refused, Err(ProtocolError::Unasked { .. })), "{refused:?}");
         let buffer = device.reads.pop().expect("a READ was posted");

@@ -1,123 +1,32 @@
 //! A worker's part of a device: its completion queue, and the queue pairs that report to it.
 #![allow(unsafe_code)]
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 
+use super::Device;
 use super::error::RdmaError;
 use super::pair::{Prepared, RECEIVED};
+use super::queue::{COMPLETIONS_PER_PAIR, Queue};
 use super::regions::{self, Purpose, Region};
-use super::{Device, Shared};
+use super::requests::{Kind, Pair};
 use crate::pool::Buffer;
-use crate::rdma::limits::{
-    MESSAGE_BYTES, READS_PER_PATH, RECEIVES_PER_PATH, SENDS_PER_PATH, SIGNALLED_EVERY,
-};
 use crate::rdma::table::{
-    ASYNC_DEVICE, ASYNC_PAIR, ASYNC_PORT_DOWN, Async, BATCH, Done, QueueHandle, WORK_BIND, WORK_INVALIDATE,
-    WORK_READ, WORK_SEND, Work,
+    ASYNC_DEVICE, ASYNC_PAIR, ASYNC_PORT_DOWN, Async, BATCH, Done, WORK_BIND, WORK_INVALIDATE, WORK_READ,
+    WORK_SEND, Work,
 };
 use crate::rdma::verbs::{Event, Lending, QueuePair, Span, Verbs, WorkError};
 
 /// How often it is looked whether the device is still there.
 const LOOK: Duration = Duration::from_millis(200);
-/// What a queue pair may have in its completion queue.
-pub(super) const COMPLETIONS_PER_PAIR: usize = SENDS_PER_PATH + RECEIVES_PER_PATH;
-
-/// A completion queue. Queue pairs that report to it hold it.
-pub struct Queue {
-    device: Device,
-    pub(super) handle: NonNull<QueueHandle>,
-    /// Queue pairs that report here and that the worker does not have yet. They may be connected, and hear from their peers.
-    expected: Mutex<HashSet<u32>>,
-}
-
-// SAFETY: the table's contract: any thread, and its worker alone calls what only one may call.
-unsafe impl Send for Queue {}
-// SAFETY: as above.
-unsafe impl Sync for Queue {}
-
-impl Queue {
-    pub(super) fn device(&self) -> &Shared {
-        &self.device.shared
-    }
-
-    pub(super) fn expected(&self) -> MutexGuard<'_, HashSet<u32>> {
-        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn owner(&self) -> &Device {
-        &self.device
-    }
-}
-
-impl Drop for Queue {
-    fn drop(&mut self) {
-        // SAFETY: made once; pairs that use it hold it.
-        unsafe { (self.device().table.drop_queue)(self.handle.as_ptr()) };
-    }
-}
-
-/// What a work request was.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Read = 1,
-    Send,
-    Bind,
-    Invalidate,
-}
-
-/// A work request's name: kind, tag, and the low half of how many went before it.
-fn name(kind: Kind, tag: u32, number: u32) -> u64 {
-    (kind as u64) << 56 | u64::from(tag & 0xff_ffff) << 32 | u64::from(number)
-}
-
-struct Pair {
-    /// None while it is being destroyed.
-    prepared: Option<Prepared>,
-    /// The buffers that the device fills.
-    reads: [Option<Buffer>; READS_PER_PATH],
-    /// The keys of what is lent.
-    lent: [u32; READS_PER_PATH],
-    /// Work requests so far, and how many of them have ended for certain.
-    posted: u32,
-    ended: u32,
-    unsignalled: usize,
-    /// Not yet handed to the device, with the bytes of messages.
-    pending: Vec<(Work, [u8; MESSAGE_BYTES])>,
-    failed: bool,
-}
-
-// SAFETY: the pointers of its work are to what it owns or what the device owns; nothing of them belongs to a thread.
-unsafe impl Send for Pair {}
-
-impl Pair {
-    fn room(&self) -> usize {
-        SENDS_PER_PATH.saturating_sub(self.posted.wrapping_sub(self.ended) as usize)
-    }
-
-    fn push(&mut self, kind: Kind, tag: u32, mut work: Work, message: &[u8]) {
-        self.posted = self.posted.wrapping_add(1);
-        // READs and what is taken back are waited for.
-        self.unsignalled += 1;
-        if matches!(kind, Kind::Read | Kind::Invalidate) || self.unsignalled >= SIGNALLED_EVERY {
-            work.signalled = 1;
-            self.unsignalled = 0;
-        }
-        work.id = name(kind, tag, self.posted);
-        let mut bytes = [0; MESSAGE_BYTES];
-        bytes[..message.len()].copy_from_slice(message);
-        self.pending.push((work, bytes));
-    }
-}
-
 /// Something that has happened without the completion queue.
 enum Late {
     Read { qp: u32, tag: u32, buffer: Buffer },
@@ -176,7 +85,7 @@ impl Device {
         let handle = unsafe { (shared.table.queue)(shared.handle.as_ptr(), places, &mut error) };
         let stage = "making a completion queue";
         let handle = NonNull::new(handle).ok_or_else(|| RdmaError::device(self.place(), stage, error))?;
-        let queue = Arc::new(Queue { device: self.clone(), handle, expected: Mutex::default() });
+        let queue = Arc::new(Queue::new(self.clone(), handle));
         let (send, dying) = channel::<Dying>();
         let (tell, destroyed) = channel();
         let fault =
@@ -243,18 +152,8 @@ impl Completions {
             }
             return None;
         }
-        let pair = Pair {
-            prepared: Some(prepared),
-            reads: [const { None }; READS_PER_PATH],
-            lent: [0; READS_PER_PATH],
-            posted: 0,
-            ended: 0,
-            unsignalled: 0,
-            pending: Vec::with_capacity(SENDS_PER_PATH),
-            failed: false,
-        };
         self.queue.expected().remove(&qp.0);
-        self.pairs.insert(qp.0, pair);
+        self.pairs.insert(qp.0, Pair::new(prepared));
         Some(qp)
     }
 
@@ -422,11 +321,11 @@ impl Verbs for Completions {
     }
 
     fn lending(&self) -> Lending {
-        self.queue.device.lending()
+        self.queue.owner().lending()
     }
 
     fn rate_bytes_per_s(&self) -> Option<u64> {
-        self.queue.device.rate_bytes_per_s()
+        self.queue.owner().rate_bytes_per_s()
     }
 
     fn takes(&self, buffer: &Buffer) -> bool {

@@ -8,13 +8,15 @@
 mod completions;
 mod error;
 mod pair;
+mod queue;
 mod regions;
+mod requests;
 mod route;
 
-use completions::COMPLETIONS_PER_PAIR;
-pub use completions::{Completions, Queue};
+pub use completions::Completions;
 pub use error::RdmaError;
 pub use pair::Prepared;
+pub use queue::Queue;
 pub use regions::{Purpose, Registered};
 pub use route::{Address, AddressKind, addresses, reaching};
 
@@ -26,6 +28,7 @@ use std::sync::{Arc, Mutex};
 use super::table::{ABI, DeviceAnswer, DeviceHandle, SYMBOL, Table};
 use super::verbs::Lending;
 use crate::plugin::{PluginError, PluginNames, open};
+use queue::COMPLETIONS_PER_PAIR;
 use regions::Region;
 
 const NAMES: PluginNames = PluginNames {

@@ -5,8 +5,8 @@ use std::ffi::c_int;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::completions::Queue;
 use super::error::RdmaError;
+use super::queue::Queue;
 use super::{Device, Shared};
 use crate::rdma::limits::{MESSAGE_BYTES, READS_PER_PATH, RECEIVES_PER_PATH, SENDS_PER_PATH};
 use crate::rdma::table::{
