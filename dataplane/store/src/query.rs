@@ -43,10 +43,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::Database`], [`StoreError::Io`].
     pub fn stat(&self, id: &BlobId) -> Result<Option<BlobStat>, StoreError> {
-        if let Some(located) = self.0.locate(id)? {
-            return Ok(Some(self.0.stat_complete(id, located)));
-        }
-        Ok(self.staging_unless_busy(id).map(|staging| self.0.stat_partial(&staging)))
+        Ok(self.0.find(id, || self.staging_unless_busy(id))?.map(|found| match found {
+            Found::Complete(located) => self.0.stat_complete(id, located),
+            Found::Partial(staging) => self.0.stat_partial(&staging),
+        }))
     }
 
     /// Files after `after` in order of ids, at most `limit`: blobs, packs and partial ones, but not what lies in
@@ -98,15 +98,15 @@ impl Store {
     /// # Errors
     /// [`StoreError::Database`], [`StoreError::Io`].
     pub fn have(&self, id: &BlobId) -> Result<Option<Have>, StoreError> {
-        if let Some(located) = self.0.locate(id)? {
-            let count = Pieces::new(located.size_bytes).count();
-            let holes = self.0.known_holes(located).unwrap_or_else(|_| PieceSet::new(count));
-            return Ok(Some(Have { size_bytes: located.size_bytes, have: PieceSet::full(count), holes }));
-        }
-        Ok(self.staging_unless_busy(id).map(|staging| Have {
-            size_bytes: staging.size_bytes(),
-            have: staging.have(),
-            holes: staging.holes(),
+        Ok(self.0.find(id, || self.staging_unless_busy(id))?.map(|found| match found {
+            Found::Complete(located) => {
+                let (size_bytes, count) = (located.size_bytes, Pieces::new(located.size_bytes).count());
+                let holes = self.0.known_holes(located).unwrap_or_else(|_| PieceSet::new(count));
+                Have { size_bytes, have: PieceSet::full(count), holes }
+            }
+            Found::Partial(staging) => {
+                Have { size_bytes: staging.size_bytes(), have: staging.have(), holes: staging.holes() }
+            }
         }))
     }
 
@@ -116,11 +116,11 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`], [`StoreError::Damaged`], [`StoreError::Io`].
     pub fn outboard(&self, id: &BlobId) -> Result<Option<Outboard>, StoreError> {
-        if self.0.locate(id)?.is_some() {
-            return self.0.outboard(id);
+        match self.0.find(id, || self.staging(id))? {
+            Some(Found::Complete(_)) => self.0.outboard(id),
+            Some(Found::Partial(staging)) => Ok(staging.outboard()),
+            None => Err(StoreError::NotFound(*id)),
         }
-        let staging = self.staging(id).ok_or(StoreError::NotFound(*id))?;
-        Ok(staging.outboard())
     }
 
     /// Waits until a range is here and verified, also of a blob that is not yet being received. What lies beyond the
@@ -163,7 +163,30 @@ impl Store {
     }
 }
 
+/// Where a blob is.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Complete(Located),
+    Partial(Arc<Staging>),
+}
+
 impl Inner {
+    /// A blob, whether complete or (as `staging` looks for it) still arriving.
+    pub fn find(
+        &self,
+        id: &BlobId,
+        staging: impl FnOnce() -> Option<Arc<Staging>>,
+    ) -> Result<Option<Found>, StoreError> {
+        if let Some(located) = self.locate(id)? {
+            return Ok(Some(Found::Complete(located)));
+        }
+        if let Some(staging) = staging() {
+            return Ok(Some(Found::Partial(staging)));
+        }
+        // Between the two looks it may have been committed.
+        Ok(self.locate(id)?.map(Found::Complete))
+    }
+
     /// The file that has a complete blob: its own, or else a pack.
     pub fn locate(&self, id: &BlobId) -> Result<Option<Located>, StoreError> {
         if let Some(record) = self.index.file(id)? {

@@ -10,7 +10,8 @@ use velo_object::{BlobId, Outboard, Pieces};
 
 use crate::dir::Part;
 use crate::error::At;
-use crate::query::Located;
+use crate::query::{Found, Located};
+use crate::stage::Staging;
 use crate::store::{Inner, Store};
 use crate::{BlobFile, Lease, Served, ServedContent, StoreError, What};
 
@@ -43,18 +44,20 @@ impl Store {
     fn encoded_outboard(&self, id: &BlobId) -> Result<Arc<[u8]>, StoreError> {
         let encode =
             |outboard: Option<Outboard>| outboard.map(|o| o.encode()).ok_or(StoreError::NotFound(*id));
-        if let Some(located) = self.0.locate(id)? {
-            return self.0.outboards.get_or_make(id, located.size_bytes, || {
+        match self.0.find(id, || self.open_staging(id))? {
+            Some(Found::Complete(located)) => self.0.outboards.get_or_make(id, located.size_bytes, || {
                 let stored = self.0.stored_outboard(id, &located);
                 if stored.is_none() && Pieces::new(located.size_bytes).count() > 1 {
                     self.0.mend_outboard(id, &located);
                     return Err(StoreError::NotHere { blob: *id, start: 0, end: 0 });
                 }
                 encode(stored)
-            });
+            }),
+            Some(Found::Partial(staging)) => {
+                self.0.outboards.get_or_make(id, staging.size_bytes(), || encode(staging.outboard()))
+            }
+            None => Err(StoreError::NotFound(*id)),
         }
-        let staging = self.open_staging(id).ok_or(StoreError::NotFound(*id))?;
-        self.0.outboards.get_or_make(id, staging.size_bytes(), || encode(staging.outboard()))
     }
 
     fn serve_blob(&self, id: &BlobId, range: Range<u64>) -> Result<Served, StoreError> {
@@ -64,27 +67,17 @@ impl Store {
                 let size_bytes = open.size_bytes;
                 (open, 0, size_bytes)
             }
-            None => match self.0.locate(id)? {
-                Some(located) => (self.0.open_located(&located)?, located.offset_bytes, located.size_bytes),
-                None => return self.serve_partial(id, range),
+            None => match self.0.find(id, || self.open_staging(id))? {
+                Some(Found::Complete(located)) => {
+                    (self.0.open_located(&located)?, located.offset_bytes, located.size_bytes)
+                }
+                Some(Found::Partial(staging)) => return serve_partial(&staging, id, range),
+                None => return Err(StoreError::NotFound(*id)),
             },
         };
         let range = cut(id, &range, size_bytes)?;
         let content = ServedContent::File { file: open.file.clone(), offset_bytes: base + range.start };
         Ok(Served { content, len_bytes: range.end - range.start, lease: Lease(Some(open)) })
-    }
-
-    fn serve_partial(&self, id: &BlobId, range: Range<u64>) -> Result<Served, StoreError> {
-        let staging = self.open_staging(id).ok_or(StoreError::NotFound(*id))?;
-        let range = cut(id, &range, staging.size_bytes())?;
-        let not_here = StoreError::NotHere { blob: *id, start: range.start, end: range.end };
-        match staging.reader() {
-            Some(file) if staging.covers(range.clone()) => {
-                let content = ServedContent::File { file, offset_bytes: range.start };
-                Ok(Served { content, len_bytes: range.end - range.start, lease: Lease(None) })
-            }
-            _ => Err(not_here),
-        }
     }
 
     /// A blob as a read-only file of its own, to be handed to a local reader. With `partial`, also one that is still
@@ -95,40 +88,34 @@ impl Store {
     /// [`StoreError::NotFound`], [`StoreError::Io`].
     pub fn open_blob(&self, id: &BlobId, partial: bool) -> Result<BlobFile, StoreError> {
         let inner = &self.0;
-        if let Some(located) = inner.locate(id)? {
-            return inner.open_complete(&located);
-        }
-        let staging = self.staging(id).filter(|_| partial).ok_or(StoreError::NotFound(*id))?;
+        let staging = match inner.find(id, || partial.then(|| self.staging(id)).flatten())? {
+            Some(Found::Complete(located)) => return inner.open_complete(&located),
+            Some(Found::Partial(staging)) => staging,
+            None => return Err(StoreError::NotFound(*id)),
+        };
         let Some(reader) = staging.reader().filter(|_| !staging.is_sink() && staging.size_is_proven()) else {
             return Err(StoreError::NotFound(*id));
         };
-        let path = inner.dir.staged(id, Part::Data);
-        match File::open(&path) {
-            // That of another transfer: this one has just been given up.
-            Ok(file) if !is_same(&file, &reader).at(&path)? => Err(StoreError::NotFound(*id)),
-            Ok(file) => Ok(BlobFile {
-                file,
-                offset_bytes: 0,
-                size_bytes: staging.size_bytes(),
-                complete: false,
-                lease: Lease(None),
-            }),
-            // It was committed just now.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                inner.open_complete(&inner.locate(id)?.ok_or(StoreError::NotFound(*id))?)
-            }
-            Err(error) => Err(error).at(&path),
+        let file = open_again(&reader)?;
+        if file.metadata().at(&inner.dir.staged(id, Part::Data))?.nlink() == 0 {
+            // This transfer was given up just now, maybe because the blob has come in another way.
+            return inner.open_complete(&inner.locate(id)?.ok_or(StoreError::NotFound(*id))?);
         }
+        Ok(BlobFile {
+            file,
+            offset_bytes: 0,
+            size_bytes: staging.size_bytes(),
+            complete: false,
+            lease: Lease(None),
+        })
     }
 }
 
 impl Inner {
     fn open_complete(&self, located: &Located) -> Result<BlobFile, StoreError> {
         let open = self.open_located(located)?;
-        // Not a duplicate, which would share its position with all others; and by the descriptor, for its name may have changed.
-        let path = format!("/proc/self/fd/{}", open.file.as_raw_fd());
         Ok(BlobFile {
-            file: File::open(&path).at(&path)?,
+            file: open_again(&open.file)?,
             offset_bytes: located.offset_bytes,
             size_bytes: located.size_bytes,
             complete: true,
@@ -137,9 +124,23 @@ impl Inner {
     }
 }
 
-fn is_same(one: &File, other: &File) -> std::io::Result<bool> {
-    let (one, other) = (one.metadata()?, other.metadata()?);
-    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
+/// The same file, read-only. Not a duplicate of the descriptor, which would share its position with all others; and not by its
+/// name, which changes when a transfer is committed.
+fn open_again(file: &File) -> Result<File, StoreError> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    File::open(&path).at(&path)
+}
+
+fn serve_partial(staging: &Staging, id: &BlobId, range: Range<u64>) -> Result<Served, StoreError> {
+    let range = cut(id, &range, staging.size_bytes())?;
+    let not_here = StoreError::NotHere { blob: *id, start: range.start, end: range.end };
+    match staging.reader() {
+        Some(file) if staging.covers(range.clone()) => {
+            let content = ServedContent::File { file, offset_bytes: range.start };
+            Ok(Served { content, len_bytes: range.end - range.start, lease: Lease(None) })
+        }
+        _ => Err(not_here),
+    }
 }
 
 /// The part of a range within `size_bytes`.

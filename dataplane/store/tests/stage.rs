@@ -63,6 +63,36 @@ fn many_are_committed_at_once_and_each_has_its_own_answer() {
 }
 
 #[test]
+fn what_is_committed_is_never_absent_on_the_way() {
+    let dir = tempdir();
+    let store = open(&dir);
+    let contents: Vec<Vec<u8>> = (0..40).map(|n| noise((1 << 20) + 1 + n, n as u64)).collect();
+    for content in &contents {
+        let (id, len) = (BlobId::of(content), content.len() as u64);
+        let outboard = outboard_of(content);
+        let staging = store.stage(id, len, outboard.clone(), None, BLOB).expect("room");
+        for index in 0..2 {
+            staging.write(&piece(content, outboard.as_ref(), index)).expect("room");
+        }
+        let committed = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                staging.commit().expect("whole");
+                committed.store(true, Ordering::Release);
+            });
+            while !committed.load(Ordering::Acquire) {
+                assert_eq!(store.open_blob(&id, true).expect("never absent").size_bytes, len);
+                assert_eq!(store.serve(&id, What::Blob, 0..len).expect("never absent").len_bytes, len);
+                assert!(store.serve(&id, What::Outboard, 0..1).is_ok());
+                assert!(store.outboard(&id).expect("never absent").is_some());
+                assert!(store.have(&id).expect("an index").is_some_and(|have| have.have.is_full()));
+                assert!(store.stat(&id).expect("an index").is_some());
+            }
+        });
+    }
+}
+
+#[test]
 fn many_threads_write_and_each_piece_counts_once() {
     let dir = tempdir();
     let store = open(&dir);
