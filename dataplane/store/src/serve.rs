@@ -97,7 +97,7 @@ impl Store {
             return Err(StoreError::NotFound(*id));
         };
         let file = open_again(&reader)?;
-        if file.metadata().at(&inner.dir.staged(id, Part::Data))?.nlink() == 0 {
+        if file.metadata().at(inner.dir.staged(id, Part::Data))?.nlink() == 0 {
             // This transfer was given up just now, maybe because the blob has come in another way.
             return inner.open_complete(&inner.locate(id)?.ok_or(StoreError::NotFound(*id))?);
         }
