@@ -48,6 +48,8 @@ pub struct Staging {
     map: Option<HaveMap>,
     /// The file had other bytes where pieces are missing: a hole must be punched.
     dirty: bool,
+    /// Who writes into the file. The kernel lets one in at a time, and spins for the next on a core that others may need.
+    writing: Mutex<()>,
     state: Mutex<Progress>,
     phase: Mutex<Phase>,
     reservation: Mutex<Option<Reservation>>,
@@ -88,6 +90,7 @@ impl Staging {
             reader: made.reader,
             map: made.map,
             dirty: made.dirty,
+            writing: Mutex::new(()),
             state: Mutex::new(made.state),
             phase: Mutex::new(if committed { Phase::Committed } else { Phase::Open }),
             reservation: Mutex::new(made.reservation),
@@ -187,11 +190,14 @@ impl Staging {
         }
         let offset = piece.offset_bytes();
         let hole = piece.is_hole();
-        let written = match piece.bytes() {
-            Some(bytes) if self.dirty => file.write_all_at(bytes, offset),
-            Some(bytes) => write_sparse(file, bytes, offset),
-            None if self.dirty => punch(file, offset, len),
-            None => Ok(()),
+        let written = {
+            let _alone = lock(&self.writing);
+            match piece.bytes() {
+                Some(bytes) if self.dirty => file.write_all_at(bytes, offset),
+                Some(bytes) => write_sparse(file, bytes, offset),
+                None if self.dirty => punch(file, offset, len),
+                None => Ok(()),
+            }
         };
         written
             .and_then(|()| self.map.as_ref().map_or(Ok(()), |map| map.set(index, hole)))
