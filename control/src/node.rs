@@ -369,6 +369,9 @@ impl Control {
         }
         let new = self.roster().merge(member);
         if new {
+            if let Some(gossip) = self.gossip.get() {
+                gossip.prove(vec![member.node()]);
+            }
             self.keep_member(member).await;
             self.members_changed.notify_one();
         }

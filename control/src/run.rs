@@ -21,7 +21,7 @@ use crate::authority::replace;
 use crate::client::ControlJson;
 use crate::http::{self, Addresses};
 use crate::identity::Identity;
-use crate::membership::{Gossip, GossipEvent, GossipOptions, Liveness};
+use crate::membership::{Gossip, GossipEvent, GossipOptions, Liveness, Seeker};
 use crate::node::{Control, Setup, lock};
 use crate::now_ms;
 use crate::origin::Origin;
@@ -135,6 +135,8 @@ async fn serve(config: Config, stopped: watch::Receiver<bool>) -> anyhow::Result
         .map_err(|error| anyhow::anyhow!("the system's randomness: {error}"))?;
     let revoked = control.revocations().nodes();
     gossip.block(revoked).await;
+    let known = control.roster().iter().map(|entry| entry.member.node()).collect();
+    gossip.prove(known);
     let _ = control.gossip.set(gossip.clone());
     tokio::spawn(Arc::clone(&control).gossip_loop(events));
     tokio::spawn(Arc::clone(&control).serve_loop());
@@ -236,7 +238,7 @@ impl Control {
     /// Takes over what gossip hears, and calls members that gossip has lost.
     async fn gossip_loop(self: Arc<Self>, mut events: mpsc::Receiver<GossipEvent>) {
         let mut again = tokio::time::interval(Duration::from_secs(1));
-        let mut quiet: u32 = 0;
+        let mut seeker = Seeker::default();
         loop {
             tokio::select! {
                 event = events.recv() => match event {
@@ -244,29 +246,13 @@ impl Control {
                     None => return,
                 },
                 _ = again.tick() => {
-                    // Every second while nobody answers, every half minute where only some do not.
-                    let (lost, alone) = self.unheard();
-                    quiet = quiet.wrapping_add(1);
-                    if !lost.is_empty() && (alone || quiet.is_multiple_of(30))
-                        && let Some(gossip) = self.gossip.get()
-                    {
+                    let lost = seeker.tick(&self.roster(), self.node);
+                    if !lost.is_empty() && let Some(gossip) = self.gossip.get() {
                         gossip.announce(lost).await;
                     }
                 }
             }
         }
-    }
-
-    /// Members that gossip does not hear, and whether it hears nobody at all.
-    fn unheard(&self) -> (Vec<(NodeId, SocketAddr)>, bool) {
-        let roster = self.roster();
-        let others = || roster.iter().filter(|entry| entry.member.node() != self.node);
-        let alone = !others().any(|entry| entry.liveness == Liveness::Alive);
-        let lost = others()
-            .filter(|entry| entry.liveness != Liveness::Alive)
-            .map(|entry| (entry.member.node(), entry.member.record.gossip))
-            .collect();
-        (lost, alone)
     }
 
     async fn hear_gossip(self: &Arc<Self>, event: GossipEvent) {

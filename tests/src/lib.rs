@@ -17,6 +17,7 @@ pub mod local;
 #[path = "../../dataplane/fabric/tests/support/namespaces.rs"]
 pub mod namespaces;
 pub mod rdma;
+pub mod sim;
 #[path = "../../dataplane/fabric/tests/support/stranger.rs"]
 pub mod stranger;
 

@@ -1,156 +1,27 @@
-//! Gossip over UDP: foca (SWIM) decides, this file carries its sealed datagrams, its timers and the members' records.
+//! Gossip over UDP: carries what [`Machine`] sends and hears, as a task.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
-use std::num::{NonZeroU8, NonZeroUsize};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use foca::{
-    AccumulatingRuntime, BroadcastHandler, Foca, Invalidates, OwnedNotification, PeriodicParams,
-    PostcardCodec, Timer,
-};
-use rand::SeedableRng as _;
-use rand::rngs::StdRng;
-use serde::{Deserialize, Serialize};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot};
 use velo_object::NodeId;
 
-use super::{CheckedMember, Keyring, Liveness, MAX_SEALED_OVERHEAD_BYTES, OpenError, Sealer};
+use super::MAX_SEALED_OVERHEAD_BYTES;
+use super::machine::{GossipEvent, GossipOptions, MAX_PACKET_BYTES, Machine};
 use crate::now_ms;
 use crate::signed::Signed;
 
-/// The largest datagram before it is sealed.
-const PACKET_BYTES: usize = 1300;
 /// Commands and events that may wait.
 const QUEUE: usize = 1024;
 
-/// What gossip needs to know.
-#[derive(Debug)]
-pub struct GossipOptions {
-    /// This node.
-    pub node: NodeId,
-    /// Its cluster.
-    pub cluster: [u8; 32],
-    /// Higher at every start: milliseconds since the epoch.
-    pub generation: u64,
-    /// Where others reach it.
-    pub advertised: SocketAddr,
-    /// The keys, shared with who hands them out.
-    pub keyring: Arc<Mutex<Keyring>>,
-}
-
-/// What gossip hears.
-#[derive(Debug)]
-pub enum GossipEvent {
-    /// A member's record that was not known.
-    Record(Box<CheckedMember>),
-    /// A member answers, or does not any more.
-    Liveness(NodeId, Liveness),
-    /// The authority has signed a list of revocations with this number.
-    RevokedSerial(u64),
-    /// Somebody uses a key that this node has not got.
-    UnknownEpoch,
-}
-
 enum Command {
     Announce(Vec<(NodeId, SocketAddr)>),
-    Broadcast(Item),
+    Spread(Signed),
+    SpreadRevoked(u64),
+    Prove(Vec<NodeId>),
     Block(Vec<NodeId>),
     Leave(oneshot::Sender<()>),
-}
-
-/// What is spread beside foca's own updates.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-enum Item {
-    Record(Signed),
-    RevokedSerial(u64),
-}
-
-/// How foca names a member: by its node; the rest is where and since when.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Peer {
-    node: NodeId,
-    generation: u64,
-    address: SocketAddr,
-}
-
-impl foca::Identity for Peer {
-    type Addr = NodeId;
-
-    fn renew(&self) -> Option<Self> {
-        Some(Self { generation: self.generation + 1, ..self.clone() })
-    }
-
-    fn addr(&self) -> NodeId {
-        self.node
-    }
-
-    fn win_addr_conflict(&self, adversary: &Self) -> bool {
-        self.generation > adversary.generation
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Key {
-    Record(NodeId, u64),
-    RevokedSerial(u64),
-}
-
-impl Invalidates for Key {
-    fn invalidates(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Record(node, version), Self::Record(other, older)) => node == other && version >= older,
-            (Self::RevokedSerial(serial), Self::RevokedSerial(older)) => serial >= older,
-            _ => false,
-        }
-    }
-}
-
-/// An item that is not handed on.
-#[derive(Debug, thiserror::Error)]
-#[error("an item of gossip is not believed: {0}")]
-struct Refused(String);
-
-struct Items {
-    cluster: [u8; 32],
-    versions: HashMap<NodeId, u64>,
-    serial: u64,
-    events: mpsc::Sender<GossipEvent>,
-}
-
-impl BroadcastHandler<Peer> for Items {
-    type Key = Key;
-    type Error = Refused;
-
-    fn receive_item(&mut self, data: &[u8], sender: Option<&Peer>) -> Result<Option<Key>, Refused> {
-        let item: Item = postcard::from_bytes(data).map_err(|error| Refused(error.to_string()))?;
-        let (key, event) = match item {
-            Item::RevokedSerial(serial) if serial <= self.serial => return Ok(None),
-            Item::RevokedSerial(serial) => {
-                self.serial = serial;
-                (Key::RevokedSerial(serial), GossipEvent::RevokedSerial(serial))
-            }
-            Item::Record(signed) => {
-                let member = CheckedMember::check(signed, &self.cluster).map_err(Refused)?;
-                let (node, version) = (member.node(), member.record.version);
-                if self.versions.get(&node).is_some_and(|&known| known >= version) {
-                    return Ok(None);
-                }
-                if self.versions.len() >= super::MAX_MEMBERS && !self.versions.contains_key(&node) {
-                    return Ok(None);
-                }
-                self.versions.insert(node, version);
-                (Key::Record(node, version), GossipEvent::Record(Box::new(member)))
-            }
-        };
-        // What this node spreads itself is no news to it. A full queue loses nothing for good: anti-entropy brings it again.
-        if sender.is_some() {
-            let _ = self.events.try_send(event);
-        }
-        Ok(Some(key))
-    }
 }
 
 /// A running gossip.
@@ -172,22 +43,7 @@ impl Gossip {
         getrandom::fill(&mut seed)?;
         let (commands, inbox) = mpsc::channel(QUEUE);
         let (events, outbox) = mpsc::channel(QUEUE);
-        let peer = Peer { node: options.node, generation: options.generation, address: options.advertised };
-        let items =
-            Items { cluster: options.cluster, versions: HashMap::new(), serial: 0, events: events.clone() };
-        let rng = StdRng::from_seed(seed);
-        let task = Task {
-            foca: Foca::with_custom_broadcast(peer, settings(), rng, PostcardCodec, items),
-            runtime: AccumulatingRuntime::new(),
-            sealer: Sealer::new(options.node, options.generation),
-            keyring: options.keyring,
-            socket,
-            events,
-            blocked: HashSet::new(),
-            timers: BTreeMap::new(),
-            next_timer: 0,
-            warned: None,
-        };
+        let task = Task { machine: Machine::new(options, seed), socket, events };
         tokio::spawn(task.run(inbox));
         Ok((Self { commands }, outbox))
     }
@@ -199,12 +55,18 @@ impl Gossip {
 
     /// Spreads a record.
     pub async fn spread(&self, record: &Signed) {
-        let _ = self.commands.send(Command::Broadcast(Item::Record(record.clone()))).await;
+        let _ = self.commands.send(Command::Spread(record.clone())).await;
     }
 
     /// Spreads that there is a list of revocations with this number.
     pub async fn spread_revoked(&self, serial: u64) {
-        let _ = self.commands.send(Command::Broadcast(Item::RevokedSerial(serial))).await;
+        let _ = self.commands.send(Command::SpreadRevoked(serial)).await;
+    }
+
+    /// Tells it whose records have come by another way. Does not wait: who hears gossip may say it. What is lost where the queue is full,
+    /// gossip learns from the next record.
+    pub fn prove(&self, nodes: Vec<NodeId>) {
+        let _ = self.commands.try_send(Command::Prove(nodes));
     }
 
     /// Hears these nodes no more.
@@ -221,55 +83,28 @@ impl Gossip {
     }
 }
 
-fn settings() -> foca::Config {
-    let few = |number| NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN);
-    let every = |ms, members| {
-        Some(PeriodicParams { frequency: Duration::from_millis(ms), num_members: few(members) })
-    };
-    foca::Config {
-        probe_period: Duration::from_millis(1000),
-        probe_rtt: Duration::from_millis(400),
-        num_indirect_probes: few(3),
-        max_transmissions: NonZeroU8::new(10).unwrap_or(NonZeroU8::MIN),
-        suspect_to_down_after: Duration::from_secs(4),
-        remove_down_after: Some(Duration::from_secs(3600)),
-        max_packet_size: few(PACKET_BYTES),
-        notify_down_members: true,
-        periodic_announce: every(30_000, 1),
-        periodic_announce_to_down_members: every(10_000, 2),
-        periodic_gossip: every(200, 3),
-    }
-}
-
 struct Task {
-    foca: Foca<Peer, PostcardCodec, StdRng, Items>,
-    runtime: AccumulatingRuntime<Peer>,
-    sealer: Sealer,
-    keyring: Arc<Mutex<Keyring>>,
+    machine: Machine,
     socket: UdpSocket,
     events: mpsc::Sender<GossipEvent>,
-    blocked: HashSet<NodeId>,
-    timers: BTreeMap<(Instant, u64), Timer<Peer>>,
-    next_timer: u64,
-    warned: Option<Instant>,
 }
 
 impl Task {
     async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
-        let mut buffer = vec![0; PACKET_BYTES + MAX_SEALED_OVERHEAD_BYTES + 1];
+        let mut buffer = vec![0; MAX_PACKET_BYTES + MAX_SEALED_OVERHEAD_BYTES + 1];
         loop {
-            let due = self.timers.first_key_value().map(|((at, _), _)| *at);
+            let due = self.machine.poll_timeout();
             let sleep =
                 tokio::time::sleep_until(due.unwrap_or(Instant::now() + Duration::from_secs(60)).into());
             tokio::select! {
                 received = self.socket.recv_from(&mut buffer) => match received {
-                    Ok((len, _)) => self.hear(&buffer[..len]),
+                    Ok((len, _)) => self.machine.handle_datagram(Instant::now(), now_ms(), &buffer[..len]),
                     // An ICMP error of an earlier send; the next probe finds out.
                     Err(error) => tracing::debug!(%error, "gossip socket"),
                 },
                 command = inbox.recv() => match command {
                     Some(Command::Leave(done)) => {
-                        self.log("leaving", |foca, runtime| foca.leave_cluster(runtime));
+                        self.machine.leave(Instant::now());
                         self.flush().await;
                         let _ = done.send(());
                         return;
@@ -277,103 +112,46 @@ impl Task {
                     Some(command) => self.obey(command),
                     None => return,
                 },
-                () = sleep => self.fire(),
+                () = sleep => self.machine.handle_timeout(Instant::now()),
             }
             self.flush().await;
         }
     }
 
-    fn log(
-        &mut self,
-        what: &str,
-        act: impl FnOnce(
-            &mut Foca<Peer, PostcardCodec, StdRng, Items>,
-            &mut AccumulatingRuntime<Peer>,
-        ) -> Result<(), foca::Error>,
-    ) {
-        if let Err(error) = act(&mut self.foca, &mut self.runtime) {
-            tracing::debug!(%error, "gossip: {what}");
-        }
-    }
-
-    fn hear(&mut self, datagram: &[u8]) {
-        let opened = {
-            let keyring = self.keyring.lock().unwrap_or_else(PoisonError::into_inner);
-            self.sealer.open(&keyring, datagram, now_ms())
-        };
-        match opened {
-            Ok((sender, _)) if self.blocked.contains(&sender) => {}
-            Ok((_, plain)) => self.log("a datagram", |foca, runtime| foca.handle_data(&plain, runtime)),
-            Err(OpenError::Epoch(epoch)) => {
-                let now = Instant::now();
-                if self.warned.is_none_or(|at| now - at > Duration::from_secs(2)) {
-                    self.warned = Some(now);
-                    tracing::debug!(epoch, "gossip with a key that is not known here");
-                    let _ = self.events.try_send(GossipEvent::UnknownEpoch);
-                }
-            }
-            Err(_) => {}
-        }
-    }
-
     fn obey(&mut self, command: Command) {
+        let now = Instant::now();
         match command {
-            Command::Announce(members) => {
-                for (node, address) in members {
-                    let peer = Peer { node, generation: 0, address };
-                    self.log("announcing", |foca, runtime| foca.announce(peer, runtime));
-                }
-            }
-            Command::Broadcast(item) => {
-                let data = postcard::to_stdvec(&item).unwrap_or_default();
-                self.log("spreading", |foca, _| foca.add_broadcast(&data).map(drop));
-            }
-            Command::Block(nodes) => self.blocked.extend(nodes),
+            Command::Announce(members) => self.machine.announce(now, members),
+            Command::Spread(record) => self.machine.spread(now, &record),
+            Command::SpreadRevoked(serial) => self.machine.spread_revoked(now, serial),
+            Command::Prove(nodes) => nodes.into_iter().for_each(|node| self.machine.prove(node)),
+            Command::Block(nodes) => self.machine.block(nodes),
             Command::Leave(_) => {}
         }
     }
 
-    fn fire(&mut self) {
-        let now = Instant::now();
-        while let Some(entry) = self.timers.first_entry() {
-            if entry.key().0 > now {
-                break;
-            }
-            let timer = entry.remove();
-            self.log("a timer", |foca, runtime| foca.handle_timer(timer, runtime));
-        }
-    }
-
     async fn flush(&mut self) {
-        while let Some((to, data)) = self.runtime.to_send() {
-            let sealed = {
-                let keyring = self.keyring.lock().unwrap_or_else(PoisonError::into_inner);
-                self.sealer.seal(&keyring, &data)
-            };
-            if let Some(sealed) = sealed
-                && let Err(error) = self.socket.send_to(&sealed, to.address).await
-            {
-                tracing::debug!(%error, to = %to.address, "gossip: sending");
+        while let Some((to, sealed)) = self.machine.poll_transmit() {
+            if let Err(error) = self.socket.send_to(&sealed, to).await {
+                tracing::debug!(%error, %to, "gossip: sending");
             }
         }
-        while let Some((after, timer)) = self.runtime.to_schedule() {
-            self.next_timer += 1;
-            self.timers.insert((Instant::now() + after, self.next_timer), timer);
-        }
-        while let Some(notification) = self.runtime.to_notify() {
-            let event = match notification {
-                OwnedNotification::MemberUp(peer) => GossipEvent::Liveness(peer.node, Liveness::Alive),
-                OwnedNotification::MemberDown(peer) => GossipEvent::Liveness(peer.node, Liveness::Down),
-                _ => continue,
-            };
-            let _ = self.events.send(event).await;
+        while let Some(event) = self.machine.poll_event() {
+            match event {
+                // Said once only.
+                GossipEvent::Liveness(..) => drop(self.events.send(event).await),
+                // A full queue loses nothing for good: anti-entropy brings it again.
+                _ => drop(self.events.try_send(event)),
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{GossipKey, MemberRecord};
+    use std::sync::{Arc, Mutex};
+
+    use super::super::{GossipKey, Keyring, Liveness, MemberRecord};
     use super::*;
     use crate::signed::{Signer, tests::signer};
 

@@ -1,6 +1,7 @@
 //! All members as this node knows them: their newest records, and whether they answer.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use velo_object::NodeId;
@@ -120,6 +121,17 @@ impl Roster {
             .collect()
     }
 
+    /// The members other than `me` that gossip does not hear, and where it is (or was) reached; and whether it hears nobody at all.
+    fn unheard(&self, me: NodeId) -> (Vec<(NodeId, SocketAddr)>, bool) {
+        let others = || self.iter().filter(|entry| entry.member.node() != me);
+        let alone = !others().any(|entry| entry.liveness == Liveness::Alive);
+        let lost = others()
+            .filter(|entry| entry.liveness != Liveness::Alive)
+            .map(|entry| (entry.member.node(), entry.member.record.gossip))
+            .collect();
+        (lost, alone)
+    }
+
     /// What velod is told: everybody. One that is down or has left stays in: it may be only its control plane, while velod goes on.
     pub fn members(&self) -> Vec<Member> {
         self.iter()
@@ -164,6 +176,21 @@ impl Roster {
             })
             .map(|entry| entry.member.node())
             .collect()
+    }
+}
+
+/// Calls members that gossip has lost: every second while nobody answers, every half minute where only some do not.
+#[derive(Debug, Default)]
+pub struct Seeker {
+    ticks: u32,
+}
+
+impl Seeker {
+    /// Whom to call now; to be asked once a second.
+    pub fn tick(&mut self, roster: &Roster, me: NodeId) -> Vec<(NodeId, SocketAddr)> {
+        self.ticks = self.ticks.wrapping_add(1);
+        let (lost, alone) = roster.unheard(me);
+        if alone || self.ticks.is_multiple_of(30) { lost } else { Vec::new() }
     }
 }
 

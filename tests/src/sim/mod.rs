@@ -1,0 +1,3 @@
+//! Simulators in virtual time over the code that real nodes run: the same seed gives the same run.
+
+pub mod members;
