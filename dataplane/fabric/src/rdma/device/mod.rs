@@ -61,6 +61,12 @@ impl Plugin {
     }
 }
 
+impl std::fmt::Debug for Plugin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plugin").finish_non_exhaustive()
+    }
+}
+
 /// Which port of which device.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Place {
