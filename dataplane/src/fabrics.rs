@@ -267,7 +267,7 @@ pub(crate) fn open_device(plugin: rdma::Plugin, place: &rdma::Place) -> Result<O
         Some(rate) => format!("{:.1} Gbit/s", rate as f64 * 8.0 / 1e9),
         None => "rate not known".to_owned(),
     };
-    let at = rdma::addresses().into_iter().find(|address| address.place == *place).map(|address| address.ip);
+    let at = rdma::addresses_of(place).first().map(|address| address.ip);
     let at = at.map_or_else(String::new, |ip| format!(" at {ip}"));
     Ok(OpenDevice { plugin, device, words: format!("{place}{at}, {rate}, {lending}"), numa })
 }

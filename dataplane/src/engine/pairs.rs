@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use velo_config::Fabric;
 use velo_fabric::PathId;
-use velo_fabric::rdma::device::{Address, Device, Prepared, Queue, RdmaError, addresses, reaching};
+use velo_fabric::rdma::device::{Address, Device, Prepared, Queue, RdmaError, addresses_of, reaching};
 use velo_fabric::rdma::table::End;
 use velo_object::NodeId;
 
@@ -171,9 +171,8 @@ fn end_at(end: &PairEnd, gid: Gid) -> End {
 }
 
 /// The addresses that a port has now.
-fn addresses_of(device: &Device) -> Vec<Address> {
-    let mut own = addresses();
-    own.retain(|address| address.place == *device.place());
+fn addresses_now(device: &Device) -> Vec<Address> {
+    let mut own = addresses_of(device.place());
     own.truncate(ADDRESSES_MAX);
     own
 }
@@ -189,13 +188,17 @@ impl Place {
     }
 
     /// Makes a pair and connects it with one that was offered.
-    fn answer(&self, of: usize, theirs: &OfferedPair) -> Result<(MadePair, AcceptedPair), Fault> {
-        let own = addresses_of(&self.device);
-        let (from, to) = reaching(&own, &theirs.addresses).ok_or_else(|| {
+    fn answer(
+        &self,
+        own: &[Address],
+        of: usize,
+        theirs: &OfferedPair,
+    ) -> Result<(MadePair, AcceptedPair), Fault> {
+        let (from, to) = reaching(own, &theirs.addresses).ok_or_else(|| {
             let why = format!("no address of {} reaches one of the peer's devices", self.device.place());
             Fault::Unreachable(why)
         })?;
-        let made = self.make(&own)?;
+        let made = self.make(own)?;
         made.prepared.connect(from.gid_index, &end_at(&theirs.end, to))?;
         let accepted = AcceptedPair { of: of as u8, to, end: told(&made.prepared), from: from.gid };
         Ok((made, accepted))
@@ -204,7 +207,7 @@ impl Place {
 
 /// Connects a pair that was offered.
 fn connect(pair: &MadePair, device: &Device, accepted: &AcceptedPair) -> Result<(), Fault> {
-    let own = addresses_of(device);
+    let own = addresses_now(device);
     let from = own.iter().find(|address| address.gid == accepted.to);
     let gone = || Fault::Device(format!("{} does not have the address any more", device.place()));
     let from = from.ok_or_else(gone)?;
@@ -218,7 +221,7 @@ pub(super) fn perform(task: PairTask) -> Option<PairsDone> {
     match task {
         PairTask::Prepare { of, places } => {
             for place in places {
-                match place.make(&addresses_of(&place.device)) {
+                match place.make(&addresses_now(&place.device)) {
                     Ok(made) if !made.addresses.is_empty() => pairs.push(made),
                     Ok(_) => {
                         left.push(place.port);
@@ -232,16 +235,18 @@ pub(super) fn perform(task: PairTask) -> Option<PairsDone> {
             }
             Some(PairsDone { of, what: Made::Offer, pairs, left, fault })
         }
-        PairTask::Answer { of, mut places, offer } => {
+        PairTask::Answer { of, places, offer } => {
             let mut accepted = Vec::new();
+            let own = |place: Place| (addresses_now(&place.device), place);
+            let mut places: Vec<_> = places.into_iter().map(own).collect();
             let theirs = offer.fabrics.iter().find_map(|fabric| match fabric {
                 OfferedFabric::Rdma(pairs) => Some(pairs),
                 OfferedFabric::Packets(_) => None,
             });
             for (at, theirs) in theirs.into_iter().flatten().enumerate() {
-                let answered = places.iter().enumerate().find_map(|(index, place)| {
+                let answered = places.iter().enumerate().find_map(|(index, (own, place))| {
                     // That a device failed is worth more than that another does not lead there.
-                    let answer = place.answer(at, theirs).map_err(|why| {
+                    let answer = place.answer(own, at, theirs).map_err(|why| {
                         if !matches!(fault, Some(Fault::Device(_))) {
                             fault = Some(why);
                         }
@@ -254,7 +259,7 @@ pub(super) fn perform(task: PairTask) -> Option<PairsDone> {
                     accepted.push(pair);
                 }
             }
-            left.extend(places.iter().map(|place| place.port));
+            left.extend(places.iter().map(|(_, place)| place.port));
             Some(PairsDone { of, what: Made::Answer { offer, accepted }, pairs, left, fault })
         }
         PairTask::Connect { of, pairs: offered } => {

@@ -20,7 +20,7 @@ pub use error::RdmaError;
 pub use pair::Prepared;
 pub use queue::Queue;
 pub use regions::{Purpose, Registered, locked_bytes};
-pub use route::{Address, AddressKind, addresses, is_active, reaching};
+pub use route::{Address, AddressKind, addresses, addresses_of, is_active, reaching};
 
 use std::ffi::CString;
 use std::path::{Path, PathBuf};

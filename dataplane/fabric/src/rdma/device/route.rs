@@ -43,33 +43,48 @@ pub fn addresses() -> Vec<Address> {
     addresses_below(Path::new("/sys/class/infiniband"))
 }
 
+/// Those of one port, as they are now. A table has up to 1,024 places, so who needs them more than once keeps them meanwhile.
+pub fn addresses_of(place: &Place) -> Vec<Address> {
+    let mut found = Vec::new();
+    read_port(Path::new("/sys/class/infiniband"), place, &mut found);
+    in_order(found)
+}
+
 fn addresses_below(root: &Path) -> Vec<Address> {
     let mut found = Vec::new();
     for device in names(root) {
         for port in names(&root.join(&device).join("ports")) {
-            let Ok(number) = port.parse() else { continue };
-            let folder = root.join(&device).join("ports").join(&port);
-            for index in names(&folder.join("gids")) {
-                let Ok(gid_index) = index.parse() else { continue };
-                let read = |what: &str| fs::read_to_string(folder.join(what).join(&index)).ok();
-                let Some(gid) = read("gids").and_then(|gid| gid.trim().parse::<Ipv6Addr>().ok()) else {
-                    continue;
-                };
-                if gid.is_unspecified() {
-                    continue;
-                }
-                let kind = match read("gid_attrs/types").as_deref().map(str::trim) {
-                    Some("RoCE v2") => AddressKind::RoceV2,
-                    Some("IB/RoCE v1") if is_ethernet(&folder) => AddressKind::RoceV1,
-                    _ => AddressKind::InfiniBand,
-                };
-                let interface = read("gid_attrs/ndevs").map(|name| name.trim().to_owned());
-                let place = Place { device: device.clone(), port: number };
-                let (ip, gid) = (gid.to_canonical(), gid.octets());
-                found.push(Address { place, gid_index, gid, ip, kind, interface });
-            }
+            let Ok(port) = port.parse() else { continue };
+            read_port(root, &Place { device: device.clone(), port }, &mut found);
         }
     }
+    in_order(found)
+}
+
+fn read_port(root: &Path, place: &Place, found: &mut Vec<Address>) {
+    let folder = root.join(&place.device).join("ports").join(place.port.to_string());
+    for index in names(&folder.join("gids")) {
+        let Ok(gid_index) = index.parse() else { continue };
+        let read = |what: &str| fs::read_to_string(folder.join(what).join(&index)).ok();
+        let Some(gid) = read("gids").and_then(|gid| gid.trim().parse::<Ipv6Addr>().ok()) else {
+            continue;
+        };
+        if gid.is_unspecified() {
+            continue;
+        }
+        let kind = match read("gid_attrs/types").as_deref().map(str::trim) {
+            Some("RoCE v2") => AddressKind::RoceV2,
+            Some("IB/RoCE v1") if is_ethernet(&folder) => AddressKind::RoceV1,
+            _ => AddressKind::InfiniBand,
+        };
+        let interface = read("gid_attrs/ndevs").map(|name| name.trim().to_owned());
+        let (ip, gid) = (gid.to_canonical(), gid.octets());
+        found.push(Address { place: place.clone(), gid_index, gid, ip, kind, interface });
+    }
+}
+
+/// Best first, each once.
+fn in_order(mut found: Vec<Address>) -> Vec<Address> {
     found.sort_by(|a, b| {
         // What reaches no other segment comes last.
         let local = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
