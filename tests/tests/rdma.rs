@@ -291,7 +291,8 @@ fn removed_while_nothing_moves_a_device_is_let_go_of_and_used_again_when_it_is_b
     random_file(&source, 5, 8 * MIB);
     get(node, &put(&cluster.nodes[0], &source), &dest);
     assert!(same_file(&source, &dest));
-    assert_eq!((sent(&cluster.nodes[0], "rdma"), sent(&cluster.nodes[0], "tcp")), (0, 8 * MIB));
+    assert_eq!(sent(&cluster.nodes[0], "rdma"), 0);
+    assert!(sent(&cluster.nodes[0], "tcp") >= 8 * MIB);
     drop(devices);
     for node in &cluster.nodes {
         wait_until("the node has them again", || node.ok(&["status"]).contains("is back and is used again"));
@@ -391,7 +392,8 @@ fn where_the_network_is_not_trusted_rdma_is_off_and_the_node_says_so() {
         assert_eq!(node.counter("fabric_paths_opened_total{fabric=\"rdma\"}"), 0);
     }
     // The same counters as where nothing goes by TCP.
-    assert_eq!((sent(&cluster.nodes[0], "tcp"), sent(&cluster.nodes[0], "rdma")), (8 * MIB, 0));
+    assert_eq!(sent(&cluster.nodes[0], "rdma"), 0);
+    assert!(sent(&cluster.nodes[0], "tcp") >= 8 * MIB);
     assert!(cluster.nodes[0].counter("fabric_wire_sent_bytes_total{fabric=\"tcp\"}") >= 8 * MIB);
 }
 

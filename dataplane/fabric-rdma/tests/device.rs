@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use velo_fabric::pool::{BUFFER_BYTES, Buffer, Pool};
+use velo_fabric::pool::{BUFFER_BYTES, Buffer, Pool, PoolOptions};
 use velo_fabric::rdma::device::{Address, Completions, Device, Plugin, Prepared, Purpose, addresses};
 use velo_fabric::rdma::table::End;
 use velo_fabric::rdma::verbs::{Lending, QueuePair, Span, Verbs as _, WorkError};
@@ -336,6 +336,68 @@ fn the_right_key_reads_and_a_wrong_one_or_a_loan_that_was_taken_back_reads_nothi
         assert!(buffer.as_ref()[..4096].iter().all(|byte| *byte == 0xee), "{wrong}: something was read");
         ends.end();
     }
+}
+
+/// Memory that is free, in bytes.
+fn available_bytes() -> u64 {
+    let facts = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = facts.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    line.and_then(|kib| kib.trim().trim_end_matches(" kB").parse::<u64>().ok()).map_or(0, |kib| kib << 10)
+}
+
+/// Free huge pages, as many as were there before when it goes.
+struct HugePages(String);
+
+impl HugePages {
+    const COUNT: &str = "/proc/sys/vm/nr_hugepages";
+
+    fn for_bytes(bytes: u64) -> Self {
+        let before = std::fs::read_to_string(Self::COUNT).unwrap_or_default();
+        // Where this is not root's machine it gets none.
+        let _ = std::fs::write(Self::COUNT, (bytes >> 21).to_string());
+        Self(before)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = std::fs::write(Self::COUNT, self.0.trim());
+    }
+}
+
+#[test]
+fn half_of_the_memory_is_registered_in_slices_and_every_slice_can_be_read_into() {
+    let Some((device, address)) = device() else { return };
+    const GIB: u64 = 1 << 30;
+    let bytes = (available_bytes() / 2).clamp(64 << 20, 64 * GIB) & !((2 << 20) - 1);
+    let _pages = HugePages::for_bytes(bytes);
+    let pool = Pool::with(PoolOptions { bytes, huge_pages: true, populate: true }).expect("memory");
+    let registered = device.register(&pool, Purpose::Filled).expect("it registers");
+    let lent = Pool::new(4 << 20).expect("memory");
+    device.register(&lent, Purpose::Lent).expect("it registers");
+    println!(
+        "{} MiB on {} pages in {} slices: {:.1} ms for each GiB",
+        registered.bytes >> 20,
+        if pool.is_huge() { "huge" } else { "small" },
+        registered.regions,
+        registered.took.as_secs_f64() * 1e3 * GIB as f64 / registered.bytes as f64
+    );
+    assert_eq!((registered.bytes, registered.regions as u64), (bytes, bytes.div_ceil(GIB)));
+    let mut ends = Ends::new(&device, &address);
+    let mut source = lent.take().expect("a buffer");
+    let content = noise(9, MIB);
+    source.as_mut().copy_from_slice(&content);
+    let span = ends.lend(&source);
+    // The buffer that was given back last is taken first: so the first of each slice is read into, and the last of all.
+    let mut all: Vec<_> = std::iter::from_fn(|| pool.take().map(Some)).collect();
+    let last = all.len() - 1;
+    for at in (0..last).step_by(1024).chain([last]) {
+        drop(all[at].take());
+        let (read, result) = ends.read(&pool, span);
+        assert!(result.is_ok() && read.as_ref() == content, "buffer {at}: {result:?}");
+        all[at] = Some(read);
+    }
+    ends.end();
 }
 
 #[test]
