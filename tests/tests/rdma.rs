@@ -6,21 +6,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use serde_json::Value;
 use velo_fabric::rdma::device::addresses;
 use velo_tests::content::{random_file, same_file};
-use velo_tests::rdma::{ready, settings};
-use velo_tests::{Cluster, Node, PATIENCE, Settings, skip, wait_until};
+use velo_tests::rdma::{get, put, ready, settings, warm_up};
+use velo_tests::{Cluster, Node, Settings, skip, wait_until};
 
 const MIB: u64 = 1 << 20;
-
-fn put(node: &Node, path: &Path) -> String {
-    node.json(&["put", path.to_str().expect("UTF-8")])["id"].as_str().expect("an id").to_owned()
-}
-
-fn get(node: &Node, id: &str, dest: &Path) {
-    node.ok(&["get", "--no-keep", id, dest.to_str().expect("UTF-8")]);
-}
 
 /// Content that a provider sent over a fabric.
 fn sent(node: &Node, fabric: &str) -> u64 {
@@ -46,31 +37,6 @@ fn packets() -> Option<u64> {
         fs::read_to_string(counter).ok()?.trim().parse::<u64>().ok()
     };
     devices.iter().map(of).sum()
-}
-
-/// Reads small things until RDMA carries what is read from `provider`: in an emulated machine its proof takes longer than streams wait.
-fn warm_up(cluster: &Cluster, reader: usize, provider: usize) {
-    let (small, begun) = (cluster.path("small"), Instant::now());
-    let id = cluster.nodes[provider].id();
-    let node = &cluster.nodes[reader];
-    for seed in 100.. {
-        random_file(&small, seed, MIB);
-        let root = put(&cluster.nodes[provider], &small);
-        get(node, &root, &cluster.path("copy"));
-        let peers: Value = node.json(&["peers"]);
-        let peers = peers["peers"].as_array().cloned().unwrap_or_default();
-        if peers.iter().any(|peer| peer["node"] == id.as_str() && peer["fabric"] == "rdma") {
-            return;
-        }
-        let (status, log) = (|| node.ok(&["status"]), || cluster.nodes[provider].log_tail());
-        assert!(
-            begun.elapsed() < PATIENCE,
-            "RDMA carries nothing:\n{}\n{}\n{}",
-            status(),
-            node.log_tail(),
-            log()
-        );
-    }
 }
 
 #[test]
