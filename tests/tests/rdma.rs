@@ -264,7 +264,11 @@ fn removed_while_nothing_moves_a_device_is_let_go_of_and_used_again_when_it_is_b
         wait_until("the node has them again", || node.ok(&["status"]).contains("is back and is used again"));
     }
     warm_up(&cluster, 1, 0);
-    assert!(received(node, "rdma") > 0);
+    let (node, before) = (&cluster.nodes[1], received(&cluster.nodes[1], "rdma"));
+    random_file(&source, 8, 8 * MIB);
+    get(node, &put(&cluster.nodes[0], &source), &dest);
+    assert!(same_file(&source, &dest));
+    assert!(received(node, "rdma") >= before + 8 * MIB, "{}", node.ok(&["status"]));
 }
 
 #[test]
