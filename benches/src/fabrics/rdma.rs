@@ -24,7 +24,7 @@ use crate::tools;
 const PATH: PathId = 1;
 const MIB: f64 = (1 << 20) as f64;
 /// How long everything in the guest may take. Its memory is what the host can spare, within these bounds.
-const GUEST_SECONDS: u32 = 900;
+const GUEST_SECONDS: u32 = 1_800;
 const GUEST_MIN_BYTES: u64 = 5 << 30;
 /// Of the memory that is there so much is left to others, to page caches and to what else is measured.
 const SPARED_BYTES: u64 = 2 << 30;
