@@ -129,8 +129,11 @@ impl Report {
         self.rows.iter().all(|row| row.ok)
     }
 
-    /// Writes `benches/results/AREA.md`.
+    /// Writes `benches/results/AREA.md`; not where nothing was measured.
     pub fn write(&self, area: &str) -> anyhow::Result<()> {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
         let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("results");
         fs::create_dir_all(&dir)?;
         let mut text = format!(

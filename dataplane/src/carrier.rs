@@ -13,6 +13,8 @@ use velo_fabric::tcp::{Tcp, TcpPath};
 use velo_fabric::{Completion, Fabric, FabricCounters, PathError, PathId, Read, rdma};
 use velo_object::NodeId;
 
+use crate::numbers::PortFacts;
+
 /// A path for some fabric.
 #[derive(Debug)]
 pub(crate) enum AnyPath {
@@ -47,6 +49,20 @@ impl AnyPath {
             Self::Packet(path) => (path.id, path.peer),
             Self::Rdma(path) => (path.id, path.peer),
         }
+    }
+}
+
+/// A fabric in the place of one whose device had failed.
+pub(crate) struct Renewed {
+    pub(crate) carrier: Box<dyn Carrier>,
+    /// What the status says of it.
+    pub(crate) words: String,
+    pub(crate) facts: PortFacts,
+}
+
+impl fmt::Debug for Renewed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Renewed").field("words", &self.words).finish_non_exhaustive()
     }
 }
 

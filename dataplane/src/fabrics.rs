@@ -84,6 +84,7 @@ pub(crate) struct OpenRdma {
 
 /// A port of an RDMA device.
 pub(crate) struct OpenDevice {
+    pub(crate) plugin: rdma::Plugin,
     pub(crate) device: rdma::Device,
     /// What the status says of it.
     pub(crate) words: String,
@@ -193,12 +194,15 @@ fn open_dpdk(choice: &FabricChoice) -> Result<Ports, String> {
     Ok((datagram_max_bytes, ports))
 }
 
-/// Every port of every RDMA device, or those that are named. Without a word of trust none, which is said where there are any.
-fn open_rdma(choice: &FabricChoice, note: impl Fn(String)) -> Result<Vec<OpenDevice>, String> {
-    let settings = &choice.settings.rdma;
+/// Which ports are to be used of those that have these addresses: all, or those that are named. Without a word of trust none, which is
+/// said where there are any.
+fn choose_rdma(
+    settings: &velo_config::Rdma,
+    addresses: &[rdma::Address],
+) -> Result<Vec<rdma::Place>, String> {
     let mut places: Vec<rdma::Place> = Vec::new();
-    let (mut known, addresses) = (Vec::new(), rdma::addresses());
-    for address in &addresses {
+    let mut known = Vec::new();
+    for address in addresses {
         let rdma::Place { device, port } = &address.place;
         let named = |name: &String| *name == *device || *name == format!("{device}:{port}");
         if !known.contains(device) {
@@ -210,14 +214,13 @@ fn open_rdma(choice: &FabricChoice, note: impl Fn(String)) -> Result<Vec<OpenDev
         }
     }
     if !settings.trusted {
-        if !places.is_empty() {
-            note(format!(
-                "the fabric rdma is off: nothing is encrypted on the network of {}; set `fabric.rdma.trusted = true` where it is \
-                 trusted",
-                known.join(", "),
-            ));
+        if places.is_empty() {
+            return Ok(Vec::new());
         }
-        return Ok(Vec::new());
+        return Err(format!(
+            "nothing is encrypted on the network of {}; set `fabric.rdma.trusted = true` where it is trusted",
+            known.join(", "),
+        ));
     }
     if places.is_empty() {
         return Err(if known.is_empty() {
@@ -226,36 +229,47 @@ fn open_rdma(choice: &FabricChoice, note: impl Fn(String)) -> Result<Vec<OpenDev
             format!("`fabric.rdma.devices` names none of {}", known.join(", "))
         });
     }
+    Ok(places)
+}
+
+/// Opens the ports of RDMA devices that are to be used, as far as they are up.
+fn open_rdma(choice: &FabricChoice, note: impl Fn(String)) -> Result<Vec<OpenDevice>, String> {
+    let settings = &choice.settings.rdma;
+    let places = choose_rdma(settings, &rdma::addresses())?;
+    if places.is_empty() {
+        return Ok(Vec::new());
+    }
     let path = Some(&*settings.plugin).filter(|path| !path.as_os_str().is_empty());
     let plugin = rdma::Plugin::open(path).map_err(|error| error.to_string())?;
     let mut ports = Vec::new();
     for place in places {
-        let device = match rdma::Device::open(plugin, &place) {
-            Ok(device) if device.is_active() => device,
-            Ok(_) => {
-                note(format!("the fabric rdma does without {place}: the port is down"));
-                continue;
-            }
-            Err(error) => {
-                note(format!("the fabric rdma does without {place}: {error}"));
-                continue;
-            }
-        };
-        let node = fs::read_to_string(format!("/sys/class/infiniband/{}/device/numa_node", place.device));
-        let numa = node.ok().and_then(|node| node.trim().parse().ok());
-        let lending = match device.lending() {
-            Lending::Windows => "lends by memory windows",
-            Lending::Slabs => "lends whole slabs",
-        };
-        let rate = match device.rate_bytes_per_s() {
-            Some(rate) => format!("{:.1} Gbit/s", rate as f64 * 8.0 / 1e9),
-            None => "rate not known".to_owned(),
-        };
-        let at = addresses.iter().find(|address| address.place == place).map(|address| address.ip);
-        let at = at.map_or_else(String::new, |ip| format!(" at {ip}"));
-        ports.push(OpenDevice { device, words: format!("{place}{at}, {rate}, {lending}"), numa });
+        match open_device(plugin, &place) {
+            Ok(port) => ports.push(port),
+            Err(error) => note(format!("the fabric rdma does without {place}: {error}")),
+        }
     }
     if ports.is_empty() { Err("no port of its devices can be used".to_owned()) } else { Ok(ports) }
+}
+
+/// Opens a port of an RDMA device that is up.
+pub(crate) fn open_device(plugin: rdma::Plugin, place: &rdma::Place) -> Result<OpenDevice, String> {
+    let device = rdma::Device::open(plugin, place).map_err(|error| error.to_string())?;
+    if !device.is_active() {
+        return Err("the port is down".to_owned());
+    }
+    let node = fs::read_to_string(format!("/sys/class/infiniband/{}/device/numa_node", place.device));
+    let numa = node.ok().and_then(|node| node.trim().parse().ok());
+    let lending = match device.lending() {
+        Lending::Windows => "lends by memory windows",
+        Lending::Slabs => "lends whole slabs",
+    };
+    let rate = match device.rate_bytes_per_s() {
+        Some(rate) => format!("{:.1} Gbit/s", rate as f64 * 8.0 / 1e9),
+        None => "rate not known".to_owned(),
+    };
+    let at = rdma::addresses_of(place).first().map(|address| address.ip);
+    let at = at.map_or_else(String::new, |ip| format!(" at {ip}"));
+    Ok(OpenDevice { plugin, device, words: format!("{place}{at}, {rate}, {lending}"), numa })
 }
 
 /// The address for worker `at`: the port that many higher, where it is not any free one.
@@ -270,4 +284,40 @@ fn nth(address: SocketAddr, at: usize) -> Result<SocketAddr, String> {
 
 fn carrier_of<P: Port + 'static>(port: P) -> MakeCarrier {
     Box::new(move |supply, options| Ok(Box::new(Packet::new(port, supply, options)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(device: &str, port: u32) -> rdma::Address {
+        rdma::Address {
+            place: rdma::Place { device: device.to_owned(), port },
+            gid_index: 1,
+            gid: [0; 16],
+            ip: [10, 1, 0, 1].into(),
+            kind: rdma::AddressKind::RoceV2,
+            interface: None,
+        }
+    }
+
+    #[test]
+    fn devices_are_used_where_their_network_is_trusted_and_they_are_named() {
+        let there = [address("mlx5_0", 1), address("mlx5_0", 1), address("mlx5_0", 2), address("mlx5_1", 1)];
+        let chosen = |trusted, devices: &[&str]| {
+            let devices = devices.iter().map(|name| (*name).to_owned()).collect();
+            let settings = velo_config::Rdma { trusted, devices, ..velo_config::Rdma::default() };
+            choose_rdma(&settings, &there)
+                .map(|places| places.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let refused = chosen(false, &[]).expect_err("its network is not trusted");
+        assert!(refused.contains("set `fabric.rdma.trusted = true`") && refused.contains("mlx5_0, mlx5_1"));
+        assert_eq!(chosen(true, &[]).expect("all").len(), 3);
+        assert_eq!(chosen(true, &["mlx5_0:2", "mlx5_1"]).expect("two"), ["mlx5_0 port 2", "mlx5_1 port 1"]);
+        assert!(chosen(true, &["mlx5_7"]).is_err_and(|why| why.contains("names none of mlx5_0, mlx5_1")));
+        // Where there is none there is nothing to say, unless it is asked for.
+        assert_eq!(choose_rdma(&velo_config::Rdma::default(), &[]), Ok(Vec::new()));
+        let asked = velo_config::Rdma { trusted: true, ..velo_config::Rdma::default() };
+        assert!(choose_rdma(&asked, &[]).is_err_and(|why| why.contains("no RDMA device")));
+    }
 }

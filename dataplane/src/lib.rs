@@ -11,6 +11,7 @@ mod join;
 pub mod local;
 mod logging;
 mod metrics;
+mod numbers;
 mod ready;
 mod run;
 mod serve;

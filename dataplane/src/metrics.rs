@@ -1,16 +1,17 @@
 //! Counters that any thread adds to and [`crate::engine::EngineHandle::report`] reads.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use velo_config::Fabric;
+use velo_fabric::PathError;
 use velo_fabric::pool::Pool;
-use velo_fabric::{FabricCounters, PathError};
 use velo_object::NodeId;
 
-use crate::carrier::{Carrier, PathHealth};
+use crate::carrier::PathHealth;
 use crate::engine::{PeerTraffic, Report};
+use crate::numbers::{self, WorkerNumbers};
 
 macro_rules! numbers {
     ($name:ident: $($(#[$doc:meta])* $field:ident,)*) => {
@@ -199,58 +200,16 @@ impl PeerCounters {
     }
 }
 
-/// What is known of a port that one worker has to itself and that has a name.
-#[derive(Debug, Clone)]
-pub(crate) struct PortFacts {
-    /// As it stands in the metrics.
-    pub(crate) name: String,
-    pub(crate) rate_bytes_per_s: Option<u64>,
-    /// Memory that is registered with its device, and how long that took.
-    pub(crate) registered_bytes: u64,
-    pub(crate) registered_us: u64,
-}
-
-/// What one worker publishes: its line and its fabric's counters.
-#[derive(Debug)]
-pub(crate) struct WorkerNumbers {
-    pub(crate) line: Mutex<String>,
-    port: Option<PortFacts>,
-    fabric: &'static str,
-    names: Vec<&'static str>,
-    values: Vec<AtomicU64>,
-}
-
-impl WorkerNumbers {
-    pub(crate) fn new(carrier: &dyn Carrier, port: Option<PortFacts>) -> Self {
-        let mut names: Vec<_> = FabricCounters::default().named().map(|(name, _)| published(name)).collect();
-        carrier.own_counters(&mut |name, _| names.push(name));
-        let values = names.iter().map(|_| AtomicU64::new(0)).collect();
-        Self { line: Mutex::default(), port, fabric: carrier.name(), names, values }
-    }
-
-    /// Copies the fabric's counters out; the only writer is the worker.
-    pub(crate) fn publish(&self, carrier: &dyn Carrier) {
-        let mut slots = self.values.iter();
-        let mut store = |_: &'static str, value| {
-            if let Some(slot) = slots.next() {
-                slot.store(value, Ordering::Relaxed);
-            }
-        };
-        carrier.counters().named().for_each(|(name, value)| store(name, value));
-        carrier.own_counters(&mut store);
+fn count(reasons: &Reasons, fabric: Fabric, why: FallBack) {
+    let fabric = BETTER.iter().position(|better| *better == fabric);
+    let why = FallBack::ALL.iter().position(|reason| *reason == why);
+    if let (Some(fabric), Some(why)) = (fabric, why) {
+        add(&reasons[fabric][why], 1);
     }
 }
 
-/// The name of a fabric's counter in the metrics.
-fn published(name: &'static str) -> &'static str {
-    match name {
-        "payload_bytes_in" => "received_bytes",
-        "payload_bytes_out" => "sent_bytes",
-        "bytes_in" => "wire_received_bytes",
-        "bytes_out" => "wire_sent_bytes",
-        other => other,
-    }
-}
+/// Counts of each fabric besides TCP, by reason.
+type Reasons = [[AtomicU64; FallBack::ALL.len()]; BETTER.len()];
 
 /// All numbers of the process.
 #[derive(Debug, Default)]
@@ -261,7 +220,9 @@ pub(crate) struct Metrics {
     pub(crate) workers: RwLock<Vec<Arc<WorkerNumbers>>>,
     pub(crate) pool: Mutex<Option<Pool>>,
     /// How often each of the others gave way to streams, for each reason.
-    fall_backs: [[AtomicU64; FallBack::ALL.len()]; BETTER.len()],
+    fall_backs: Reasons,
+    /// How often one path failed and others of its fabric to that peer carried on, likewise.
+    paths_lost: Reasons,
     notes: Mutex<Vec<String>>,
     peers: RwLock<HashMap<NodeId, Arc<PeerCounters>>>,
 }
@@ -285,11 +246,12 @@ impl Metrics {
 
     /// A fabric gave way to streams.
     pub(crate) fn fell_back(&self, fabric: Fabric, why: FallBack) {
-        let fabric = BETTER.iter().position(|better| *better == fabric);
-        let why = FallBack::ALL.iter().position(|reason| *reason == why);
-        if let (Some(fabric), Some(why)) = (fabric, why) {
-            add(&self.fall_backs[fabric][why], 1);
-        }
+        count(&self.fall_backs, fabric, why);
+    }
+
+    /// A path has failed; others of its fabric to that peer carry on.
+    pub(crate) fn path_lost(&self, fabric: Fabric, why: FallBack) {
+        count(&self.paths_lost, fabric, why);
     }
 
     /// Something that the operator should know; said once.
@@ -311,37 +273,16 @@ impl Metrics {
         let mut counters = self.counters.named();
         let mut gauges = self.gauges.named();
         let workers = self.workers.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut sums: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+        numbers::sums(&workers, &mut counters);
         for worker in &workers {
-            for (name, value) in worker.names.iter().zip(&worker.values) {
-                *sums.entry((worker.fabric, name)).or_default() += value.load(Ordering::Relaxed);
-            }
+            worker.port_numbers(&mut counters, &mut gauges);
         }
-        counters.extend(
-            sums.into_iter()
-                .map(|((fabric, name), sum)| (format!("fabric_{name}_total{{fabric=\"{fabric}\"}}"), sum)),
-        );
-        for worker in &workers {
-            let Some(port) = &worker.port else { continue };
-            let labels = format!("{{fabric=\"{}\",port=\"{}\"}}", worker.fabric, port.name);
-            for (name, value) in worker.names.iter().zip(&worker.values) {
-                if matches!(*name, "received_bytes" | "sent_bytes") {
-                    let name = format!("fabric_port_{name}_total{labels}");
-                    counters.push((name, value.load(Ordering::Relaxed)));
+        for (what, of_fabrics) in [("fallbacks", &self.fall_backs), ("paths_lost", &self.paths_lost)] {
+            for (fabric, reasons) in BETTER.iter().zip(of_fabrics) {
+                for (why, count) in FallBack::ALL.iter().zip(reasons) {
+                    let labels = format!("{{fabric=\"{fabric}\",reason=\"{}\"}}", why.name());
+                    counters.push((format!("fabric_{what}_total{labels}"), count.load(Ordering::Relaxed)));
                 }
-            }
-            for (name, value) in [
-                ("rate_bytes_per_second", port.rate_bytes_per_s),
-                ("registered_bytes", Some(port.registered_bytes)),
-                ("registration_microseconds", Some(port.registered_us)),
-            ] {
-                gauges.extend(value.map(|value| (format!("fabric_port_{name}{labels}"), value)));
-            }
-        }
-        for (fabric, reasons) in BETTER.iter().zip(&self.fall_backs) {
-            for (why, count) in FallBack::ALL.iter().zip(reasons) {
-                let name = format!("fabric_fallbacks_total{{fabric=\"{fabric}\",reason=\"{}\"}}", why.name());
-                counters.push((name, count.load(Ordering::Relaxed)));
             }
         }
         let planner = *self.planner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -367,10 +308,7 @@ impl Metrics {
         Report {
             counters,
             gauges,
-            workers: workers
-                .iter()
-                .map(|worker| worker.line.lock().unwrap_or_else(PoisonError::into_inner).clone())
-                .collect(),
+            workers: workers.iter().map(|worker| worker.line(&workers)).collect(),
             notes: self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             peers: peers.iter().map(|(node, peer)| (*node, peer.traffic())).collect(),
         }

@@ -13,8 +13,9 @@ use velo_fabric::ring::{Consumer, Producer, Sleeper};
 use velo_fabric::{Completion, PathError, PathId, Read, ReadError};
 use velo_object::NodeId;
 
-use crate::carrier::{AnyPath, Carrier, Spent};
-use crate::metrics::{PeerCounters, WorkerNumbers};
+use crate::carrier::{AnyPath, Carrier, Renewed, Spent};
+use crate::metrics::PeerCounters;
+use crate::numbers::WorkerNumbers;
 use crate::target::Target;
 use crate::verify::{Check, Filled};
 
@@ -41,6 +42,8 @@ pub(crate) enum Command {
     Cancel(PathId, u64),
     /// Close a path.
     Close(PathId),
+    /// Its device is back.
+    Renew(Box<Renewed>),
     /// End the thread.
     Stop,
 }
@@ -67,6 +70,8 @@ pub(crate) enum WorkerEvent {
     PathProven { path: PathId },
     /// The device of a worker, given by its place in the engine, is of no further use.
     PortFailed { worker: usize, why: String },
+    /// And nothing of it is in use any more.
+    PortSpent { worker: usize },
     /// A path is gone.
     PathClosed { path: PathId, peer: NodeId, error: PathError },
 }
@@ -111,16 +116,10 @@ impl Worker {
             for completion in completions.drain(..) {
                 self.complete(completion, &mut pending, &mut paths);
             }
-            if !failed && let Some(why) = self.fabric.failure() {
-                failed = true;
-                self.tell(WorkerEvent::PortFailed { worker: self.at, why });
-            }
-            if self.fabric.is_spent() {
-                self.fabric = Box::new(Spent::of(&*self.fabric));
-            }
+            failed = self.look_at_port(failed);
             turns = turns.wrapping_add(1);
             if turns.is_multiple_of(PUBLISH_TURNS) {
-                self.numbers.publish(&*self.fabric);
+                self.numbers.publish(&*self.fabric, now);
                 if now.duration_since(told) >= HEALTH {
                     told = now;
                     self.tell_health(&paths);
@@ -134,7 +133,7 @@ impl Worker {
                 return Ok(());
             }
             let since = *idle_since.get_or_insert_with(|| {
-                self.numbers.publish(&*self.fabric);
+                self.numbers.publish(&*self.fabric, now);
                 now
             });
             if self.poll == Poll::Busy || (self.spin && now.duration_since(since) < SPIN) {
@@ -148,6 +147,20 @@ impl Worker {
             }
             self.sleep(now)?;
         }
+    }
+
+    /// Says once that the device has failed, and lets go of it when nothing of it is in use. Gives whether it has.
+    fn look_at_port(&mut self, known: bool) -> bool {
+        let Some(why) = self.fabric.failure() else { return false };
+        if !known {
+            self.numbers.failed(&why);
+            self.tell(WorkerEvent::PortFailed { worker: self.at, why });
+        }
+        if self.fabric.is_spent() {
+            self.fabric = Box::new(Spent::of(&*self.fabric));
+            self.tell(WorkerEvent::PortSpent { worker: self.at });
+        }
+        true
     }
 
     fn sleep(&mut self, now: Instant) -> io::Result<()> {
@@ -189,6 +202,12 @@ impl Worker {
             }
             Command::Cancel(path, tag) => self.fabric.cancel(path, tag),
             Command::Close(path) => self.fabric.close(path),
+            Command::Renew(renewed) => {
+                let Renewed { carrier, words, facts } = *renewed;
+                self.numbers.publish(&*self.fabric, Instant::now());
+                self.numbers.renewed(words, facts);
+                self.fabric = carrier;
+            }
             Command::Stop => return false,
         }
         true

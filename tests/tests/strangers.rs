@@ -91,7 +91,7 @@ impl Claim<'_> {
 /// The hello of a session, byte by byte (`dataplane/src/session/wire.rs`): its length, the number of the message, the version of the protocol,
 /// the cluster, the node, a boot of 1, no addresses, and no trust in the network.
 fn hello(cluster: [u8; 32], node: NodeId) -> Vec<u8> {
-    let body = [&[0, 2][..], &cluster, node.as_bytes(), &[1, 0, 0]].concat();
+    let body = [&[0, 3][..], &cluster, node.as_bytes(), &[1, 0, 0]].concat();
     [&(body.len() as u32).to_le_bytes()[..], &body].concat()
 }
 
@@ -153,20 +153,31 @@ fn rdma_tells_no_stranger_a_key_of_memory() {
     let settings = velo_tests::rdma::settings("");
     let cluster = Cluster::start_with(2, &settings);
     let (target, paths) = (&cluster.nodes[0], "fabric_paths_opened_total{fabric=\"rdma\"}");
-    let foreign = Cluster::start_with(1, &settings);
+    // Keys travel in grants alone, over queue pairs, and those are offered within a session.
+    let granted = || target.counter("fabric_leases_granted_total{fabric=\"rdma\"}");
+    let (member, foreign) = (identity(&cluster.nodes[1]), Cluster::start_with(1, &settings));
     let foreign = identity(&foreign.nodes[0]);
-    for alpn in [SESSION_ALPN, DATA_ALPN] {
-        assert_eq!(bytes_sent_to(target, alpn, Claim(None)), 0, "no certificate");
-        assert_eq!(bytes_sent_to(target, alpn, Claim(Some(&foreign))), 0, "another cluster's");
-    }
-    // Keys travel over queue pairs alone, and those are offered within a session.
-    assert_eq!(target.counter(paths), 0, "a queue pair was made");
-    wait_until("a member gets one", || {
-        let id = put_something(&cluster);
-        let dest = cluster.path("dest");
-        cluster.nodes[1].ok(&["get", "--no-keep", &id, dest.to_str().expect("UTF-8")]);
-        target.counter(paths) > 0
-    });
+    let strangers = || {
+        for alpn in [SESSION_ALPN, DATA_ALPN] {
+            assert_eq!(bytes_sent_to(target, alpn, Claim(None)), 0, "no certificate");
+            assert_eq!(bytes_sent_to(target, alpn, Claim(Some(&foreign))), 0, "another cluster's");
+        }
+    };
+    strangers();
+    assert_eq!((target.counter(paths), granted()), (0, 0), "a queue pair was made");
+    velo_tests::rdma::warm_up(&cluster, 1, 0);
+    let file = cluster.path("more");
+    velo_tests::content::random_file(&file, 1, 4 << 20);
+    let id = velo_tests::rdma::put(target, &file);
+    velo_tests::rdma::get(&cluster.nodes[1], &id, &cluster.path("dest"));
+    assert!(target.counter(paths) > 0 && granted() > 0, "the member has no grant");
+    let read = cluster.nodes[1].counter("fabric_received_bytes_total{fabric=\"rdma\"}");
+    assert!(read > 0, "the member has read nothing by its grants");
+    // Nor while queue pairs and grants are there. The count counts: for the same words a member gets an answer.
+    let before = granted();
+    strangers();
+    assert_eq!(granted(), before, "a stranger got a grant");
+    assert!(bytes_sent_to(target, SESSION_ALPN, Claim(Some(&member))) > 0);
 }
 
 #[test]

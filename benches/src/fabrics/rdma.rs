@@ -1,7 +1,7 @@
 //! The RDMA fabric beside perftest's `ib_read_bw`, on this host's device, or on soft-RoCE in a guest where it has none.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,16 +23,37 @@ use crate::tools;
 
 const PATH: PathId = 1;
 const MIB: f64 = (1 << 20) as f64;
-/// Memory of the guest, and how long everything in it may take.
-const GUEST_MEMORY: &str = "5G";
-const GUEST_SECONDS: u32 = 400;
+/// How long everything in the guest may take. Its memory is what the host can spare, within these bounds.
+const GUEST_SECONDS: u32 = 1_800;
+const GUEST_MIN_BYTES: u64 = 5 << 30;
+/// Of the memory that is there so much is left to others, to page caches and to what else is measured.
+const SPARED_BYTES: u64 = 2 << 30;
 /// What the provider lends from.
 const LENT_BYTES: u64 = 48 << 20;
 /// Registered at most: what the issue asks of a machine that has it.
 const REGISTERED_MAX_BYTES: u64 = 64 << 30;
 
+/// Packages without which nothing can be measured, by a file of each.
+const NEEDED: [(&str, &str); 3] = [
+    ("/usr/include/infiniband/verbs.h", "libibverbs-dev"),
+    ("/usr/include/rdma/rdma_cma.h", "librdmacm-dev"),
+    ("ib_read_bw", "perftest"),
+];
+
 /// All rows; in a guest where this host has no device.
 pub fn measure(report: &mut Report, quick: bool) -> anyhow::Result<()> {
+    let is_there = |file: &str| {
+        if file.starts_with('/') { Path::new(file).exists() } else { tools::find(file).is_some() }
+    };
+    let missing: Vec<_> =
+        NEEDED.iter().filter(|(file, _)| !is_there(file)).map(|(_, package)| *package).collect();
+    if !missing.is_empty() {
+        let why =
+            format!("nothing was measured: the Debian packages {} are not installed", missing.join(", "));
+        velo_tests::skip(&format!("RDMA: {why}"));
+        report.note(why);
+        return Ok(());
+    }
     build_plugin()?;
     match addresses().into_iter().next() {
         Some(address) => measure_here(report, quick, &address),
@@ -65,7 +86,12 @@ fn beside(name: &str) -> anyhow::Result<PathBuf> {
 fn in_a_guest(report: &mut Report, quick: bool) -> anyhow::Result<()> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut guest = Command::new(root.join("tests/guest/rdma"));
-    guest.args(["--memory", GUEST_MEMORY, "--timeout", &GUEST_SECONDS.to_string(), "--"]);
+    let available = crate::machine::available_bytes().saturating_sub(SPARED_BYTES);
+    let most = REGISTERED_MAX_BYTES + 2 * SPARED_BYTES;
+    // A quick run has no time for much memory, which an emulated machine is slow to touch.
+    let bytes = if quick { GUEST_MIN_BYTES } else { available.clamp(GUEST_MIN_BYTES, most) };
+    let memory = format!("{}M", bytes >> 20);
+    guest.args(["--memory", &memory, "--timeout", &GUEST_SECONDS.to_string(), "--"]);
     guest.arg(std::env::current_exe()?).args(["rdma", "--json", "--only", ""]);
     if quick {
         guest.arg("--quick");
@@ -214,8 +240,8 @@ fn registration(report: &mut Report, plugin: Plugin, address: &Address) -> anyho
     if !report.wants(name) {
         return Ok(());
     }
-    let available = crate::machine::available_bytes();
-    let bytes = (available / 2).clamp(64 << 20, REGISTERED_MAX_BYTES) & !((2 << 20) - 1);
+    let available = crate::machine::available_bytes().saturating_sub(SPARED_BYTES);
+    let bytes = available.clamp(64 << 20, REGISTERED_MAX_BYTES) & !((2 << 20) - 1);
     // Where this is root's machine, such as a guest, it gives huge pages.
     let pages = "/proc/sys/vm/nr_hugepages";
     let before = std::fs::read_to_string(pages).unwrap_or_default();

@@ -145,25 +145,39 @@ impl Device {
             let error = crate::verbs::errno();
             return if error == -libc::EAGAIN { Ok(None) } else { Err(error) };
         }
-        use ibv_event_type as Kind;
-        let mut told = Async { kind: ASYNC_OTHER, number: 0 };
-        match event.event_type {
-            Kind::IBV_EVENT_QP_FATAL | Kind::IBV_EVENT_QP_REQ_ERR | Kind::IBV_EVENT_QP_ACCESS_ERR => {
-                // SAFETY: these are events of a queue pair, which is not destroyed before they are acknowledged.
-                told = Async { kind: ASYNC_PAIR, number: unsafe { (*event.element.qp).qp_num } };
-            }
-            Kind::IBV_EVENT_PORT_ERR => told.kind = ASYNC_PORT_DOWN,
-            Kind::IBV_EVENT_PORT_ACTIVE => told.kind = ASYNC_PORT_UP,
-            Kind::IBV_EVENT_DEVICE_FATAL => told.kind = ASYNC_DEVICE,
-            Kind::IBV_EVENT_GID_CHANGE | Kind::IBV_EVENT_LID_CHANGE | Kind::IBV_EVENT_PKEY_CHANGE => {
-                told.kind = ASYNC_ADDRESSES;
-            }
-            _ => {}
-        }
+        // SAFETY: the library has filled it in.
+        let told = unsafe { meaning(&event, self.port) };
         // SAFETY: got above and acknowledged once.
         unsafe { rdma_sys::ibv_ack_async_event(&mut event) };
         Ok(Some(told))
     }
+}
+
+/// What an event says to who has this port. A device tells of all its ports to everybody who has it open.
+///
+/// # Safety
+/// The element is what the event is of, and lives.
+unsafe fn meaning(event: &ibv_async_event, port: u8) -> Async {
+    use ibv_event_type as Kind;
+    let of_the_port = |kind| {
+        // SAFETY: these events name a port.
+        let other = c_int::from(port) != unsafe { event.element.port_num };
+        if other { ASYNC_OTHER } else { kind }
+    };
+    let kind = match event.event_type {
+        Kind::IBV_EVENT_QP_FATAL | Kind::IBV_EVENT_QP_REQ_ERR | Kind::IBV_EVENT_QP_ACCESS_ERR => {
+            // SAFETY: these are events of a queue pair, which is not destroyed before they are acknowledged.
+            return Async { kind: ASYNC_PAIR, number: unsafe { (*event.element.qp).qp_num } };
+        }
+        Kind::IBV_EVENT_PORT_ERR => of_the_port(ASYNC_PORT_DOWN),
+        Kind::IBV_EVENT_PORT_ACTIVE => of_the_port(ASYNC_PORT_UP),
+        Kind::IBV_EVENT_DEVICE_FATAL => ASYNC_DEVICE,
+        Kind::IBV_EVENT_GID_CHANGE | Kind::IBV_EVENT_LID_CHANGE | Kind::IBV_EVENT_PKEY_CHANGE => {
+            of_the_port(ASYNC_ADDRESSES)
+        }
+        _ => ASYNC_OTHER,
+    };
+    Async { kind, number: 0 }
 }
 
 impl Drop for Device {
@@ -237,4 +251,37 @@ fn megabits(width: u8, speed: u8) -> u32 {
         _ => return 0,
     };
     lanes * lane
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_port_of_the_device_says_is_not_ours() {
+        use ibv_event_type as Kind;
+        let cases = [
+            (Kind::IBV_EVENT_PORT_ERR, ASYNC_PORT_DOWN),
+            (Kind::IBV_EVENT_PORT_ACTIVE, ASYNC_PORT_UP),
+            (Kind::IBV_EVENT_GID_CHANGE, ASYNC_ADDRESSES),
+            (Kind::IBV_EVENT_LID_CHANGE, ASYNC_ADDRESSES),
+            (Kind::IBV_EVENT_PKEY_CHANGE, ASYNC_ADDRESSES),
+        ];
+        // SAFETY: all zeros are a value.
+        let mut event: ibv_async_event = unsafe { zeroed() };
+        for (kind, of_ours) in cases {
+            event.event_type = kind;
+            for (port, meant) in [(1, ASYNC_OTHER), (2, of_ours), (3, ASYNC_OTHER)] {
+                event.element.port_num = port;
+                // SAFETY: an event of a port, which it names.
+                let told = unsafe { meaning(&event, 2) };
+                assert_eq!((told.kind, told.number), (meant, 0), "{kind:?} of port {port}");
+            }
+        }
+        // The device has no port.
+        event.event_type = Kind::IBV_EVENT_DEVICE_FATAL;
+        event.element.port_num = 0;
+        // SAFETY: an event of the device.
+        assert_eq!(unsafe { meaning(&event, 2) }.kind, ASYNC_DEVICE);
+    }
 }

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use velo_fabric::pool::{BUFFER_BYTES, Pool};
+use velo_fabric::pool::{BUFFER_BYTES, Buffer, Pool, PoolOptions};
 use velo_fabric::rdma::device::{Address, Completions, Device, Plugin, Prepared, Purpose, addresses};
 use velo_fabric::rdma::table::End;
-use velo_fabric::rdma::verbs::{Lending, Span, Verbs as _, WorkError};
+use velo_fabric::rdma::verbs::{Lending, QueuePair, Span, Verbs as _, WorkError};
 use velo_fabric::rdma::{NewPath, Rdma, RdmaOptions, verbs::Event};
 use velo_fabric::supply::Threads;
 use velo_fabric::{Completion, Fabric, PathId, Read, ReadError, Refusal, Serve, Served, ServedContent, What};
-use velo_object::{BlobId, NodeId};
+use velo_object::{BlobId, Expected, NodeId, Verified};
 
 const MIB: usize = 1 << 20;
 const BLOB: BlobId = BlobId::from_bytes([7; 32]);
@@ -237,66 +237,192 @@ fn a_read_of_what_is_not_there_is_refused_and_costs_nothing_else() {
     assert_eq!(results, [(3, Ok(BUFFER_BYTES as u32)), (SIZE as u64, Err(ReadError::NotHere))]);
 }
 
-#[test]
-fn a_wrong_key_and_a_loan_that_was_taken_back_read_nothing() {
-    let Some((device, address)) = device() else { return };
-    let pool = Pool::new(4 << 20).expect("memory");
-    device.register(&pool, Purpose::Filled).expect("it registers");
-    let lent = Pool::new(4 << 20).expect("memory");
-    device.register(&lent, Purpose::Lent).expect("it registers");
-    let mut used = Vec::new();
-    for wrong in ["key", "address", "taken back"] {
-        let (mut a, mut b) =
-            (device.completions(2).expect("a queue"), device.completions(2).expect("a queue"));
-        let (ours, theirs) =
-            (device.prepare(a.queue(), 1).expect("a pair"), device.prepare(b.queue(), 2).expect("a pair"));
-        join(&address, &ours, &theirs);
-        let (Some(of_a), Some(of_b)) = (a.adopt(ours), b.adopt(theirs)) else { panic!("new numbers") };
-        let mut secret = lent.take().expect("a buffer");
-        secret.as_mut().fill(0x5a);
-        let span = b.lend(of_b, 0, &secret, 4096).expect("there is room");
-        b.flush();
-        // The bind is done before the invalidation that follows it, and that before it is reported.
-        let mut span = Span { len: 4096, ..span };
-        match wrong {
-            "key" => span.rkey ^= 0x55,
-            // Beyond the region: soft-RoCE does not look at the bounds of a window.
-            "address" => span.address = 4096,
-            _ if device.lending() == Lending::Slabs => continue,
-            _ => {
-                assert!(b.revoke(of_b, 0));
-                b.flush();
-                let end = Instant::now() + PATIENCE;
-                let mut revoked = false;
-                while !revoked {
-                    assert!(Instant::now() < end, "it is not taken back");
-                    b.poll(&mut |event| revoked |= matches!(event, Event::Revoked { tag: 0, .. }));
-                }
-            }
+/// Two ends of a connection, on completion queues of their own.
+struct Ends {
+    reader: Completions,
+    of_reader: QueuePair,
+    owner: Completions,
+    of_owner: QueuePair,
+}
+
+impl Ends {
+    fn new(device: &Device, address: &Address) -> Self {
+        let queue = || device.completions(2).expect("a queue");
+        let (mut reader, mut owner) = (queue(), queue());
+        let ours = device.prepare(reader.queue(), 1).expect("a pair");
+        let theirs = device.prepare(owner.queue(), 2).expect("a pair");
+        join(address, &ours, &theirs);
+        let (Some(of_reader), Some(of_owner)) = (reader.adopt(ours), owner.adopt(theirs)) else {
+            panic!("new numbers")
+        };
+        Self { reader, of_reader, owner, of_owner }
+    }
+
+    /// Lends all of a buffer.
+    fn lend(&mut self, memory: &Buffer) -> Span {
+        let len = memory.len() as u32;
+        let span = self.owner.lend(self.of_owner, 0, memory, len).expect("there is room");
+        self.owner.flush();
+        span
+    }
+
+    fn take_back(&mut self) {
+        assert!(self.owner.revoke(self.of_owner, 0));
+        self.owner.flush();
+        let (end, mut revoked) = (Instant::now() + PATIENCE, false);
+        while !revoked {
+            assert!(Instant::now() < end, "it is not taken back");
+            self.owner.poll(&mut |event| revoked |= matches!(event, Event::Revoked { tag: 0, .. }));
         }
+    }
+
+    /// What became of a READ into a buffer of marks.
+    fn read(&mut self, pool: &Pool, span: Span) -> (Buffer, Result<(), WorkError>) {
         let mut buffer = pool.take().expect("a buffer");
         buffer.as_mut().fill(0xee);
-        a.read(of_a, 0, span, buffer).expect("there is room");
-        a.flush();
-        let end = Instant::now() + PATIENCE;
-        let mut ended = None;
+        self.reader.read(self.of_reader, 0, span, buffer).expect("there is room");
+        self.reader.flush();
+        let (end, mut ended) = (Instant::now() + PATIENCE, None);
         while ended.is_none() {
             assert!(Instant::now() < end, "the READ does not end");
-            a.poll(&mut |event| {
+            self.reader.poll(&mut |event| {
                 if let Event::Read { buffer, result, .. } = event {
                     ended = Some((buffer, result));
                 }
             });
-            b.poll(&mut |_| ());
+            self.owner.poll(&mut |_| ());
         }
-        let (buffer, result) = ended.expect("it ended");
+        ended.expect("it ended")
+    }
+
+    fn end(mut self) {
+        self.reader.retire(self.of_reader);
+        self.owner.retire(self.of_owner);
+    }
+}
+
+/// Memory to read into, and memory that is lent.
+fn two_pools(device: &Device) -> (Pool, Pool) {
+    let (pool, lent) = (Pool::new(4 << 20).expect("memory"), Pool::new(4 << 20).expect("memory"));
+    device.register(&pool, Purpose::Filled).expect("it registers");
+    device.register(&lent, Purpose::Lent).expect("it registers");
+    (pool, lent)
+}
+
+#[test]
+fn the_right_key_reads_and_a_wrong_one_or_a_loan_that_was_taken_back_reads_nothing() {
+    let Some((device, address)) = device() else { return };
+    let (pool, lent) = two_pools(&device);
+    for wrong in ["key", "address", "taken back"] {
+        if wrong == "taken back" && device.lending() == Lending::Slabs {
+            continue;
+        }
+        let mut ends = Ends::new(&device, &address);
+        let mut secret = lent.take().expect("a buffer");
+        secret.as_mut().fill(0x5a);
+        secret.set_len(4096);
+        let mut span = ends.lend(&secret);
+        let (right, result) = ends.read(&pool, span);
+        assert_eq!(result, Ok(()), "{wrong}: before that it can be read");
+        assert!(right.as_ref()[..4096].iter().all(|byte| *byte == 0x5a));
+        match wrong {
+            "key" => span.rkey ^= 0x55,
+            // Beyond the region: soft-RoCE does not look at the bounds of a window.
+            "address" => span.address = 4096,
+            _ => ends.take_back(),
+        }
+        let (buffer, result) = ends.read(&pool, span);
         assert_eq!(result, Err(WorkError::RemoteAccess), "{wrong}");
         assert!(buffer.as_ref()[..4096].iter().all(|byte| *byte == 0xee), "{wrong}: something was read");
-        a.retire(of_a);
-        b.retire(of_b);
-        used.push((a, b));
+        ends.end();
     }
-    drop(used);
+}
+
+/// Memory that is free, in bytes.
+fn available_bytes() -> u64 {
+    let facts = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = facts.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    line.and_then(|kib| kib.trim().trim_end_matches(" kB").parse::<u64>().ok()).map_or(0, |kib| kib << 10)
+}
+
+/// Free huge pages, as many as were there before when it goes.
+struct HugePages(String);
+
+impl HugePages {
+    const COUNT: &str = "/proc/sys/vm/nr_hugepages";
+
+    fn for_bytes(bytes: u64) -> Self {
+        let before = std::fs::read_to_string(Self::COUNT).unwrap_or_default();
+        // Where this is not root's machine it gets none.
+        let _ = std::fs::write(Self::COUNT, (bytes >> 21).to_string());
+        Self(before)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = std::fs::write(Self::COUNT, self.0.trim());
+    }
+}
+
+#[test]
+fn half_of_the_memory_is_registered_in_slices_and_every_slice_can_be_read_into() {
+    let Some((device, address)) = device() else { return };
+    const GIB: u64 = 1 << 30;
+    let bytes = (available_bytes() / 2).clamp(64 << 20, 64 * GIB) & !((2 << 20) - 1);
+    let _pages = HugePages::for_bytes(bytes);
+    let pool = Pool::with(PoolOptions { bytes, huge_pages: true, populate: true }).expect("memory");
+    let registered = device.register(&pool, Purpose::Filled).expect("it registers");
+    let lent = Pool::new(4 << 20).expect("memory");
+    device.register(&lent, Purpose::Lent).expect("it registers");
+    println!(
+        "{} MiB on {} pages in {} slices: {:.1} ms for each GiB",
+        registered.bytes >> 20,
+        if pool.is_huge() { "huge" } else { "small" },
+        registered.regions,
+        registered.took.as_secs_f64() * 1e3 * GIB as f64 / registered.bytes as f64
+    );
+    assert_eq!((registered.bytes, registered.regions as u64), (bytes, bytes.div_ceil(GIB)));
+    let mut ends = Ends::new(&device, &address);
+    let mut source = lent.take().expect("a buffer");
+    let content = noise(9, MIB);
+    source.as_mut().copy_from_slice(&content);
+    let span = ends.lend(&source);
+    // The buffer that was given back last is taken first: so the first of each slice is read into, and the last of all.
+    let mut all: Vec<_> = std::iter::from_fn(|| pool.take().map(Some)).collect();
+    let last = all.len() - 1;
+    for at in (0..last).step_by(1024).chain([last]) {
+        drop(all[at].take());
+        let (read, result) = ends.read(&pool, span);
+        assert!(result.is_ok() && read.as_ref() == content, "buffer {at}: {result:?}");
+        all[at] = Some(read);
+    }
+    ends.end();
+}
+
+#[test]
+fn memory_that_changes_under_a_read_does_not_pass_its_check() {
+    let Some((device, address)) = device() else { return };
+    let (pool, lent) = two_pools(&device);
+    let mut ends = Ends::new(&device, &address);
+    let content = noise(3, MIB);
+    let blob = BlobId::of(&content);
+    let mut memory = lent.take().expect("a buffer");
+    memory.as_mut().copy_from_slice(&content);
+    let span = ends.lend(&memory);
+    let check = |bytes: &[u8]| Verified::check(bytes.to_vec(), MIB, Expected::Whole(blob)).is_ok();
+    let (buffer, result) = ends.read(&pool, span);
+    assert!(result.is_ok() && check(buffer.as_ref()), "as it was lent");
+    drop(buffer);
+    // A provider that breaks its word: it writes to what it has lent. To the device that is as good as anything.
+    memory.as_mut()[MIB / 2] ^= 1;
+    let (buffer, result) = ends.read(&pool, span);
+    assert_eq!(result, Ok(()), "the device sees nothing wrong");
+    assert!(
+        buffer.as_ref()[..MIB / 2] == content[..MIB / 2] && !check(buffer.as_ref()),
+        "a changed piece passed"
+    );
+    ends.end();
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! The sizes and places of everything in the structures of libibverbs that the plugin uses, as `rdma-sys` has them and as a C compiler
-//! has them with the headers of this machine.
+//! has them with the headers of this machine; and the value of every constant.
 
 use std::fmt::Write as _;
 use std::mem::{offset_of, size_of};
@@ -19,7 +19,8 @@ macro_rules! layout {
 }
 
 layout! {
-    ibv_context ("struct ibv_context"): device, cmd_fd, async_fd, num_comp_vectors;
+    ibv_context ("struct ibv_context"): device, ops, cmd_fd, async_fd, num_comp_vectors, abi_compat;
+    ibv_context_ops ("struct ibv_context_ops"): alloc_mw, bind_mw, dealloc_mw, poll_cq, req_notify_cq, post_send, post_recv;
     ibv_pd ("struct ibv_pd"): context, handle;
     ibv_mr ("struct ibv_mr"): context, pd, addr, length, handle, lkey, rkey;
     ibv_mw ("struct ibv_mw"): context, pd, rkey, handle;
@@ -50,24 +51,58 @@ layout! {
     ibv_odp_caps ("struct ibv_odp_caps"): general_caps, per_transport_caps;
 }
 
-#[test]
-fn structures_are_laid_out_as_in_c() {
-    let ours = ours();
-    let mut source =
-        "#include <infiniband/verbs.h>\n#include <stddef.h>\n#include <stdio.h>\nint main(void) {\n"
-            .to_owned();
-    for (name, _, fields) in &ours {
-        writeln!(source, "printf(\"%zu\\n\", sizeof({name}));").expect("a string has room");
-        for (field, _) in fields {
-            writeln!(source, "printf(\"%zu\\n\", offsetof({name}, {field}));").expect("a string has room");
-        }
-    }
-    // Where the fields of the unions in a work request lie.
-    for field in ["wr.rdma.remote_addr", "wr.rdma.rkey", "bind_mw.mw", "bind_mw.rkey", "bind_mw.bind_info"] {
-        writeln!(source, "printf(\"%zu\\n\", offsetof(struct ibv_send_wr, {field}));")
-            .expect("a string has room");
-    }
-    source.push_str("return 0; }\n");
+/// Constants of an enum by their names in C, as the binding has them: as numbers, and as flags.
+macro_rules! constants {
+    ($($of:ident: $($name:ident),*;)*) => { vec![$($((stringify!($name), $of::$name as u64)),*),*] };
+}
+macro_rules! flags {
+    ($($of:ident: $($name:ident),*;)*) => { vec![$($((stringify!($name), u64::from($of::$name.0))),*),*] };
+}
+
+/// The constants that the plugin uses, and those whose values it or velod has written down itself.
+fn constants() -> Vec<(&'static str, u64)> {
+    let mut all = constants! {
+        ibv_event_type: IBV_EVENT_QP_FATAL, IBV_EVENT_QP_REQ_ERR, IBV_EVENT_QP_ACCESS_ERR, IBV_EVENT_PORT_ERR,
+            IBV_EVENT_PORT_ACTIVE, IBV_EVENT_DEVICE_FATAL, IBV_EVENT_GID_CHANGE, IBV_EVENT_LID_CHANGE, IBV_EVENT_PKEY_CHANGE;
+        ibv_wr_opcode: IBV_WR_RDMA_READ, IBV_WR_SEND, IBV_WR_BIND_MW, IBV_WR_LOCAL_INV;
+        ibv_qp_state: IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS, IBV_QPS_ERR;
+        ibv_qp_type: IBV_QPT_RC;
+        ibv_mw_type: IBV_MW_TYPE_2;
+    };
+    all.extend(flags! {
+        ibv_access_flags: IBV_ACCESS_LOCAL_WRITE, IBV_ACCESS_REMOTE_READ, IBV_ACCESS_MW_BIND, IBV_ACCESS_ON_DEMAND;
+        ibv_device_cap_flags: IBV_DEVICE_MEM_WINDOW_TYPE_2A, IBV_DEVICE_MEM_WINDOW_TYPE_2B;
+        ibv_send_flags: IBV_SEND_SIGNALED, IBV_SEND_INLINE;
+        ibv_odp_general_caps: IBV_ODP_SUPPORT;
+        ibv_odp_transport_cap_bits: IBV_ODP_SUPPORT_READ;
+        ibv_qp_attr_mask: IBV_QP_STATE, IBV_QP_PKEY_INDEX, IBV_QP_PORT, IBV_QP_ACCESS_FLAGS, IBV_QP_AV, IBV_QP_PATH_MTU,
+            IBV_QP_DEST_QPN, IBV_QP_RQ_PSN, IBV_QP_MAX_DEST_RD_ATOMIC, IBV_QP_MIN_RNR_TIMER, IBV_QP_TIMEOUT, IBV_QP_RETRY_CNT,
+            IBV_QP_RNR_RETRY, IBV_QP_SQ_PSN, IBV_QP_MAX_QP_RD_ATOMIC;
+    });
+    all.extend([
+        ("IBV_PORT_ACTIVE", 4),
+        ("IBV_LINK_LAYER_ETHERNET", 2),
+        ("IBV_MTU_256", 1),
+        ("IBV_MTU_4096", 5),
+        ("IBV_WC_SUCCESS", 0),
+        ("IBV_WC_WR_FLUSH_ERR", 5),
+        ("IBV_WC_REM_INV_REQ_ERR", 9),
+        ("IBV_WC_REM_ACCESS_ERR", 10),
+        ("IBV_WC_REM_OP_ERR", 11),
+        ("IBV_WC_RETRY_EXC_ERR", 12),
+        ("IBV_WC_RNR_RETRY_EXC_ERR", 13),
+        // What a context says that is a part of a larger structure.
+        ("(uintptr_t)__VERBS_ABI_IS_EXTENDED", usize::MAX as u64),
+    ]);
+    all
+}
+
+/// Compiles C and gives the numbers that it prints, one a line.
+fn printed_by_c(statements: &str) -> Vec<u64> {
+    let source = format!(
+        "#include <infiniband/verbs.h>\n#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n\
+         int main(void) {{\n{statements}return 0; }}\n"
+    );
     let dir = tempfile::tempdir().expect("a directory");
     let (file, program) = (dir.path().join("layout.c"), dir.path().join("layout"));
     std::fs::write(&file, source).expect("room");
@@ -76,7 +111,50 @@ fn structures_are_laid_out_as_in_c() {
     assert!(compiled.success(), "the C file does not compile");
     let printed = Command::new(&program).output().expect("it runs").stdout;
     let printed = String::from_utf8(printed).expect("numbers");
-    let mut theirs = printed.lines().map(|line| line.parse::<usize>().expect("a number"));
+    printed.lines().map(|line| line.parse().expect("a number")).collect()
+}
+
+#[test]
+fn constants_are_as_in_c() {
+    let ours = constants();
+    let mut statements = String::new();
+    for (name, _) in &ours {
+        writeln!(statements, "printf(\"%llu\\n\", (unsigned long long)({name}));")
+            .expect("a string has room");
+    }
+    let theirs = printed_by_c(&statements);
+    assert_eq!(theirs.len(), ours.len());
+    for ((name, ours), theirs) in ours.iter().zip(theirs) {
+        assert_eq!(*ours, theirs, "{name}");
+    }
+}
+
+#[test]
+fn structures_are_laid_out_as_in_c() {
+    let ours = ours();
+    let mut statements = String::new();
+    for (name, _, fields) in &ours {
+        writeln!(statements, "printf(\"%zu\\n\", sizeof({name}));").expect("a string has room");
+        for (field, _) in fields {
+            writeln!(statements, "printf(\"%zu\\n\", offsetof({name}, {field}));")
+                .expect("a string has room");
+        }
+    }
+    // Where fields within fields lie: of the unions of a work request, and of what a device can do on demand.
+    let nested = [
+        ("struct ibv_send_wr", "wr.rdma.remote_addr"),
+        ("struct ibv_send_wr", "wr.rdma.rkey"),
+        ("struct ibv_send_wr", "bind_mw.mw"),
+        ("struct ibv_send_wr", "bind_mw.rkey"),
+        ("struct ibv_send_wr", "bind_mw.bind_info"),
+        ("struct ibv_device_attr_ex", "odp_caps.per_transport_caps.rc_odp_caps"),
+        ("struct ibv_async_event", "element.port_num"),
+        ("struct ibv_async_event", "element.qp"),
+    ];
+    for (of, field) in nested {
+        writeln!(statements, "printf(\"%zu\\n\", offsetof({of}, {field}));").expect("a string has room");
+    }
+    let mut theirs = printed_by_c(&statements).into_iter().map(|number| number as usize);
     let mut compared = 0;
     for (name, size, fields) in ours {
         assert_eq!(theirs.next(), Some(size), "the size of {name}");
@@ -92,7 +170,10 @@ fn structures_are_laid_out_as_in_c() {
         bind + offset_of!(bind_mw_t, mw),
         bind + offset_of!(bind_mw_t, rkey),
         bind + offset_of!(bind_mw_t, bind_info),
+        offset_of!(ibv_device_attr_ex, odp_caps.per_transport_caps.rc_odp_caps),
+        offset_of!(ibv_async_event, element),
+        offset_of!(ibv_async_event, element),
     ];
-    assert_eq!(theirs.collect::<Vec<_>>(), ours, "the unions of a work request");
+    assert_eq!(theirs.collect::<Vec<_>>(), ours, "fields within fields");
     assert!(compared > 100);
 }

@@ -85,7 +85,8 @@ impl Engine {
                 let worker = self.next_path as usize % self.tcp_workers;
                 self.paths.insert(id, PathPlace { worker, node, fabric: Fabric::Tcp });
                 let peer = self.peer(node);
-                peer.paths.push(PeerPath { id, reads: 0, most: READS_PER_PATH as u32, rank, usable: true });
+                let most = READS_PER_PATH as u32;
+                peer.paths.push(PeerPath { id, reads: 0, most, rank, usable: true, since: now });
                 if !peer.queue.is_empty() {
                     self.queued_peers.insert(node);
                 }

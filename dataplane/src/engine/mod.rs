@@ -13,6 +13,7 @@ mod packets;
 mod pairs;
 mod paths;
 mod peers;
+mod ports;
 mod pulls;
 mod reads;
 mod start;

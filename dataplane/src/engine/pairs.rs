@@ -7,11 +7,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use velo_config::Fabric;
-use velo_fabric::rdma::device::{Address, Device, Prepared, Queue, RdmaError, addresses, reaching};
+use velo_fabric::PathId;
+use velo_fabric::rdma::device::{Address, Device, Prepared, Queue, RdmaError, addresses_of, reaching};
 use velo_fabric::rdma::table::End;
 use velo_object::NodeId;
 
 use super::core::Engine;
+use super::peers::PathSet;
+use super::ports::{PortParts, RdmaPort};
 use super::task::{Task, TaskQueue};
 use crate::carrier::{AnyPath, RdmaPath};
 use crate::metrics::FallBack;
@@ -20,24 +23,15 @@ use crate::session::paths::{
     ADDRESSES_MAX, AcceptedFabric, AcceptedPair, ENDS_MAX, Gid, OfferedFabric, OfferedPair, PairEnd,
     PathAccept, PathMessage, PathOffer, PathRefusal,
 };
-
-/// A port of an RDMA device, with its worker.
-pub(super) struct RdmaPort {
-    /// Its index in the engine.
-    pub(super) worker: usize,
-    pub(super) name: String,
-    /// None where it has failed: its removal may wait until nobody has it any more.
-    pub(super) opened: Option<(Device, Arc<Queue>)>,
-    /// Queue pairs that there are or are being made, and the most.
-    pub(super) pairs: usize,
-    pub(super) pairs_max: usize,
-}
+use crate::worker::Command;
 
 /// The ports of RDMA devices that this node uses.
 pub(super) struct RdmaFabric {
     /// Its place in the order of preference: lower is better.
     pub(super) rank: u8,
     pub(super) ports: Vec<RdmaPort>,
+    /// What their workers are made with.
+    pub(super) parts: Arc<PortParts>,
 }
 
 /// Room for a queue pair at one of the ports.
@@ -177,9 +171,8 @@ fn end_at(end: &PairEnd, gid: Gid) -> End {
 }
 
 /// The addresses that a port has now.
-fn addresses_of(device: &Device) -> Vec<Address> {
-    let mut own = addresses();
-    own.retain(|address| address.place == *device.place());
+fn addresses_now(device: &Device) -> Vec<Address> {
+    let mut own = addresses_of(device.place());
     own.truncate(ADDRESSES_MAX);
     own
 }
@@ -195,13 +188,17 @@ impl Place {
     }
 
     /// Makes a pair and connects it with one that was offered.
-    fn answer(&self, of: usize, theirs: &OfferedPair) -> Result<(MadePair, AcceptedPair), Fault> {
-        let own = addresses_of(&self.device);
-        let (from, to) = reaching(&own, &theirs.addresses).ok_or_else(|| {
+    fn answer(
+        &self,
+        own: &[Address],
+        of: usize,
+        theirs: &OfferedPair,
+    ) -> Result<(MadePair, AcceptedPair), Fault> {
+        let (from, to) = reaching(own, &theirs.addresses).ok_or_else(|| {
             let why = format!("no address of {} reaches one of the peer's devices", self.device.place());
             Fault::Unreachable(why)
         })?;
-        let made = self.make(&own)?;
+        let made = self.make(own)?;
         made.prepared.connect(from.gid_index, &end_at(&theirs.end, to))?;
         let accepted = AcceptedPair { of: of as u8, to, end: told(&made.prepared), from: from.gid };
         Ok((made, accepted))
@@ -210,7 +207,7 @@ impl Place {
 
 /// Connects a pair that was offered.
 fn connect(pair: &MadePair, device: &Device, accepted: &AcceptedPair) -> Result<(), Fault> {
-    let own = addresses_of(device);
+    let own = addresses_now(device);
     let from = own.iter().find(|address| address.gid == accepted.to);
     let gone = || Fault::Device(format!("{} does not have the address any more", device.place()));
     let from = from.ok_or_else(gone)?;
@@ -224,7 +221,7 @@ pub(super) fn perform(task: PairTask) -> Option<PairsDone> {
     match task {
         PairTask::Prepare { of, places } => {
             for place in places {
-                match place.make(&addresses_of(&place.device)) {
+                match place.make(&addresses_now(&place.device)) {
                     Ok(made) if !made.addresses.is_empty() => pairs.push(made),
                     Ok(_) => {
                         left.push(place.port);
@@ -238,16 +235,18 @@ pub(super) fn perform(task: PairTask) -> Option<PairsDone> {
             }
             Some(PairsDone { of, what: Made::Offer, pairs, left, fault })
         }
-        PairTask::Answer { of, mut places, offer } => {
+        PairTask::Answer { of, places, offer } => {
             let mut accepted = Vec::new();
+            let own = |place: Place| (addresses_now(&place.device), place);
+            let mut places: Vec<_> = places.into_iter().map(own).collect();
             let theirs = offer.fabrics.iter().find_map(|fabric| match fabric {
                 OfferedFabric::Rdma(pairs) => Some(pairs),
                 OfferedFabric::Packets(_) => None,
             });
             for (at, theirs) in theirs.into_iter().flatten().enumerate() {
-                let answered = places.iter().enumerate().find_map(|(index, place)| {
+                let answered = places.iter().enumerate().find_map(|(index, (own, place))| {
                     // That a device failed is worth more than that another does not lead there.
-                    let answer = place.answer(at, theirs).map_err(|why| {
+                    let answer = place.answer(own, at, theirs).map_err(|why| {
                         if !matches!(fault, Some(Fault::Device(_))) {
                             fault = Some(why);
                         }
@@ -260,7 +259,7 @@ pub(super) fn perform(task: PairTask) -> Option<PairsDone> {
                     accepted.push(pair);
                 }
             }
-            left.extend(places.iter().map(|place| place.port));
+            left.extend(places.iter().map(|(_, place)| place.port));
             Some(PairsDone { of, what: Made::Answer { offer, accepted }, pairs, left, fault })
         }
         PairTask::Connect { of, pairs: offered } => {
@@ -301,15 +300,6 @@ impl RdmaFabric {
     fn leave(&mut self, port: usize) {
         self.ports[port].pairs = self.ports[port].pairs.saturating_sub(1);
     }
-
-    /// A worker's port is of no further use. Gives its name and how many are left, the first time.
-    pub(super) fn port_failed(&mut self, tasks: &TaskQueue, worker: usize) -> Option<(String, usize)> {
-        let port = self.ports.iter_mut().find(|port| port.worker == worker)?;
-        let (device, queue) = port.opened.take()?;
-        tasks.push(Task::Pairs(PairTask::Close(device, queue)));
-        let name = port.name.clone();
-        Some((name, self.ports.iter().filter(|port| port.opened.is_some()).count()))
-    }
 }
 
 /// Has pairs destroyed that will not be paths.
@@ -345,8 +335,11 @@ impl Engine {
     pub(super) fn prepare_pairs(&mut self, now: u64, node: NodeId) -> bool {
         let Some(of) = self.session_of(node) else { return false };
         let (Some(peer), Some(rdma)) = (self.peers.get_mut(&node), &mut self.rdma) else { return false };
-        let best = peer.fabrics.sets.iter().map(|set| set.rank).fold(self.tcp_rank, u8::min);
-        if rdma.rank >= best
+        // What has failed alone is offered again together with the others, when its device can do it.
+        let lacks = peer.fabrics.lacks(now, |worker| {
+            rdma.ports.iter().any(|port| port.worker == worker && port.opened.is_some())
+        });
+        if !(lacks || rdma.rank < peer.fabrics.best_rank(self.tcp_rank))
             || !peer.fabrics.may_try(now, Fabric::Rdma)
             || self.packet_paths >= self.packet_paths_max
         {
@@ -355,6 +348,9 @@ impl Engine {
         let places = rdma.take_places(self.packet_paths_max - self.packet_paths);
         if places.is_empty() {
             return false;
+        }
+        if lacks {
+            peer.fabrics.tried_again(now);
         }
         peer.fabrics.making = Some(Making::Offer);
         peer.fabrics.begin(now);
@@ -451,10 +447,40 @@ impl Engine {
                 self.sessions.send(node, PeerMessage::Paths(PathMessage::Accept(accept)));
             }
             Made::Connection if pairs.is_empty() => {
-                self.fabric_failed(now, node, Fabric::Rdma, FallBack::Device, &fault);
+                self.attempt_failed(now, node, Fabric::Rdma, FallBack::Device, &fault);
             }
             Made::Connection => self.add_pairs(now, node, pairs, true),
         }
+    }
+
+    /// A queue pair to a peer carries nothing, and others do: they go on, and it is offered again after its rest.
+    pub(super) fn lose_path(
+        &mut self,
+        now: u64,
+        node: NodeId,
+        (id, worker): (PathId, usize),
+        why: FallBack,
+        detail: &str,
+    ) {
+        let peer = self.peer(node);
+        let Some(set) = peer.fabrics.sets.iter_mut().find(|set| set.paths.contains(&id)) else { return };
+        set.paths.retain(|path| *path != id);
+        if let Some(path) = peer.paths.iter_mut().find(|path| path.id == id) {
+            path.usable = false;
+        }
+        peer.fabrics.sets.retain(|set| !set.paths.is_empty());
+        peer.fabrics.lost(now, worker);
+        let of_fabric = |set: &&PathSet| set.fabric == Fabric::Rdma;
+        let left: usize = peer.fabrics.sets.iter().filter(of_fabric).map(|set| set.paths.len()).sum();
+        self.workers[worker].send(Command::Close(id));
+        self.shared.metrics.path_lost(Fabric::Rdma, why);
+        let place = self.rdma.iter().flat_map(|rdma| &rdma.ports).find(|port| port.worker == worker);
+        let place = place.map_or_else(String::new, |port| format!(" at {}", port.place));
+        self.shared.metrics.note(format!(
+            "rdma{place} to node {} has failed ({detail}): {left} other paths carry on without it until it works again",
+            node.short(),
+        ));
+        self.carry_on(now, node);
     }
 
     /// Who connected last greets first: `begins`.

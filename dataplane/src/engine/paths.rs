@@ -51,7 +51,7 @@ impl Engine {
     pub(super) fn offer(&mut self, now: u64, node: NodeId, pairs: Vec<MadePair>) {
         let Some(peer) = self.peers.get_mut(&node) else { return self.discard(pairs) };
         let Some(session) = &peer.fabrics.session else { return self.discard(pairs) };
-        let best = peer.fabrics.sets.iter().map(|set| set.rank).fold(self.tcp_rank, u8::min);
+        let best = peer.fabrics.best_rank(self.tcp_rank);
         let mut fabrics = Vec::new();
         for fabric in &mut self.packets {
             let may = peer.fabrics.may_try(now, fabric.kind.fabric());
@@ -70,7 +70,9 @@ impl Engine {
             });
             fabrics.push((fabric.rank, offered, OfferedEnds::Packets(ends)));
         }
-        let rdma = self.rdma.as_ref().map(|rdma| rdma.rank).filter(|rank| *rank < best);
+        // Pairs were made to be offered, perhaps in the place of some that carry.
+        let rdma =
+            self.rdma.as_ref().map(|rdma| rdma.rank).filter(|rank| *rank <= best && *rank < self.tcp_rank);
         match rdma {
             Some(rank) if !pairs.is_empty() => {
                 let offered = OfferedFabric::Rdma(pairs.iter().map(MadePair::offered).collect());
@@ -222,7 +224,7 @@ impl Engine {
         };
         if !accepted {
             let why = "it accepted what was not offered";
-            self.fabric_failed(now, node, fabric, FallBack::Protocol, why);
+            self.attempt_failed(now, node, fabric, FallBack::Protocol, why);
         }
     }
 
@@ -233,6 +235,8 @@ impl Engine {
             match why {
                 // The other offer is on its way.
                 PathRefusal::Crossed => {}
+                // Which ports reach each other changes with their links and addresses.
+                PathRefusal::NoneInCommon if *fabric == Fabric::Rdma => fabrics.rest_long(now, *fabric),
                 PathRefusal::NoneInCommon => fabrics.never(*fabric),
                 PathRefusal::TooSoon | PathRefusal::Full => fabrics.failed(now, *fabric),
             }
@@ -264,7 +268,8 @@ impl Engine {
         self.add_set(now, node, kind.fabric(), paths.collect());
     }
 
-    /// Gives the paths of one fabric to their workers, in the place of those that there were.
+    /// Gives the paths of one fabric to their workers, in the place of those that there were. Queue pairs that carry do so until the new
+    /// ones are proven.
     pub(super) fn add_set(
         &mut self,
         now: u64,
@@ -272,20 +277,22 @@ impl Engine {
         fabric: Fabric,
         paths: Vec<(usize, impl FnOnce(PathId) -> AnyPath)>,
     ) {
-        self.end_set(node, fabric);
+        self.end_sets_where(node, |set| set.fabric == fabric && !(set.proven && fabric == Fabric::Rdma));
         let own = self.packets.iter().map(|own| (own.kind.fabric(), own.rank));
         let rdma = self.rdma.iter().map(|rdma| (Fabric::Rdma, rdma.rank));
         let Some((_, rank)) = own.chain(rdma).find(|(own, _)| *own == fabric) else { return };
         let counters = self.peer(node).counters.clone();
         let mut set = PathSet { fabric, rank, paths: Vec::new(), since: now, proven: false };
         let most = if fabric == Fabric::Rdma { rdma::limits::READS_PER_PATH } else { READS_PER_PATH };
+        let workers: Vec<_> = paths.iter().map(|(worker, _)| *worker).collect();
+        self.peer(node).fabrics.found(&workers);
         for (worker, make) in paths {
             let id = self.next_path;
             self.next_path += 1;
             self.paths.insert(id, PathPlace { worker, node, fabric });
             self.packet_paths += 1;
             set.paths.push(id);
-            let path = PeerPath { id, reads: 0, most: most as u32, rank, usable: false };
+            let path = PeerPath { id, reads: 0, most: most as u32, rank, usable: false, since: now };
             self.peer(node).paths.push(path);
             self.workers[worker].send(Command::AddPath(make(id), counters.clone()));
         }
@@ -310,7 +317,9 @@ impl Engine {
         if first {
             set.since = now;
             peer.fabrics.began = None;
+            self.end_sets_where(node, |set| set.fabric == fabric && !set.paths.contains(&id));
         }
+        let peer = self.peer(node);
         if let Some(path) = peer.paths.iter_mut().find(|path| path.id == id) {
             path.usable = true;
         }
@@ -339,37 +348,37 @@ impl Engine {
             self.port_failed(worker, fabric, &error.to_string());
         }
         let peer = self.peer(node);
-        let Some(set) = peer.fabrics.sets.iter_mut().find(|set| set.paths.contains(&id)) else { return };
+        let Some(set) = peer.fabrics.sets.iter().find(|set| set.paths.contains(&id)) else { return };
         // Each queue pair has a device of its own: the others may be as good as ever.
         let others = peer.paths.iter().any(|path| path.usable && set.paths.contains(&path.id));
-        if fabric != Fabric::Rdma || !others {
-            return self.fabric_failed(now, node, fabric, FallBack::of(error), &error.to_string());
+        let mut of_fabric = peer.fabrics.sets.iter().filter(|set| set.fabric == fabric);
+        let beside = of_fabric.clone().count() > 1;
+        if beside && of_fabric.next_back().is_some_and(|newest| !newest.paths.contains(&id)) {
+            // Others are about to take its place: the peer knows already that they carry.
+            peer.fabrics.sets.iter_mut().for_each(|set| set.paths.retain(|path| *path != id));
+            peer.fabrics.sets.retain(|set| !set.paths.is_empty());
+            return self.carry_on(now, node);
         }
-        set.paths.retain(|path| *path != id);
-        let left = set.paths.len();
-        self.shared.metrics.note(format!(
-            "one of the queue pairs to node {} has failed ({error}): {left} carry on without it",
-            node.short(),
-        ));
-        self.carry_on(now, node);
+        if fabric == Fabric::Rdma && (others || beside) {
+            return self.lose_path(now, node, (id, worker), FallBack::of(error), &error.to_string());
+        }
+        self.fabric_failed(now, node, fabric, FallBack::of(error), &error.to_string());
     }
 
-    /// A worker's port is of no further use: the others carry on without it.
-    pub(super) fn port_failed(&mut self, worker: usize, fabric: Fabric, error: &str) {
-        let failed = match &mut self.rdma {
-            Some(rdma) if fabric == Fabric::Rdma => rdma.port_failed(&self.pair_tasks, worker),
-            _ => self
-                .packets
-                .iter_mut()
-                .find(|own| own.kind.fabric() == fabric)
-                .and_then(|own| own.port_failed(worker)),
-        };
-        if let Some((name, left)) = failed {
-            self.shared.metrics.note(format!(
-                "{fabric} at {name} has failed ({error}) and is not used any more ({left} of its ports are left): look at its \
-                 device, then start velo again",
-            ));
+    /// An offer came to nothing: the fabric does not carry to a peer, unless it was for more than what carries already.
+    pub(super) fn attempt_failed(
+        &mut self,
+        now: u64,
+        node: NodeId,
+        fabric: Fabric,
+        why: FallBack,
+        detail: &str,
+    ) {
+        if self.peer(node).fabrics.sets.iter().any(|set| set.fabric == fabric && set.proven) {
+            tracing::info!(peer = node.short(), %fabric, reason = why.name(), detail, "what was lost is not back");
+            return self.shared.metrics.path_lost(fabric, why);
         }
+        self.fabric_failed(now, node, fabric, why, detail);
     }
 
     /// A fabric does not carry to a peer.
@@ -384,6 +393,10 @@ impl Engine {
         self.peer(node).fabrics.forgive(now, fabric);
         self.end_set(node, fabric);
         self.peer(node).fabrics.failed(now, fabric);
+        if fabric == Fabric::Rdma {
+            // All its ports are offered next.
+            self.peer(node).fabrics.none_is_lost();
+        }
         self.tell_fabric(node);
         self.shared.metrics.fell_back(fabric, why);
         tracing::info!(peer = node.short(), %fabric, reason = why.name(), detail, "it carries nothing any more");
@@ -400,7 +413,7 @@ impl Engine {
     }
 
     /// What waits for a path goes over whatever there is, at once.
-    fn carry_on(&mut self, now: u64, node: NodeId) {
+    pub(super) fn carry_on(&mut self, now: u64, node: NodeId) {
         let peer = self.peer(node);
         peer.fabrics.began = None;
         if peer.up && (!peer.queue.is_empty() || peer.paths.iter().any(|path| path.reads > 0)) {
@@ -413,8 +426,12 @@ impl Engine {
 
     /// Closes the paths of one fabric.
     fn end_set(&mut self, node: NodeId, fabric: Fabric) {
+        self.end_sets_where(node, |set| set.fabric == fabric);
+    }
+
+    fn end_sets_where(&mut self, node: NodeId, which: impl Fn(&PathSet) -> bool) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        for set in peer.fabrics.sets.extract_if(.., |set| set.fabric == fabric) {
+        for set in peer.fabrics.sets.extract_if(.., |set| which(set)) {
             for id in set.paths {
                 // The number stays until the worker says that it is closed.
                 if let Some(path) = peer.paths.iter_mut().find(|path| path.id == id) {
@@ -442,6 +459,7 @@ impl Engine {
 
     /// Looks after offers without an answer, paths without a proof, and what may be tried again.
     pub(super) fn look_after_fabrics(&mut self, now: u64) {
+        self.look_after_ports(now);
         if self.packets.is_empty() && self.rdma.is_none() {
             return;
         }
@@ -454,20 +472,40 @@ impl Engine {
                 self.forget_offer(Some(offered));
                 for fabric in unanswered {
                     let detail = "the offer was not answered";
-                    self.fabric_failed(now, node, fabric, FallBack::Unanswered, detail);
+                    self.attempt_failed(now, node, fabric, FallBack::Unanswered, detail);
                 }
             }
-            let fabrics = &self.peer(node).fabrics;
-            let late = |set: &&PathSet| !set.proven && now >= set.since + PROVE_US;
-            let late: Vec<_> = fabrics.sets.iter().filter(late).map(|set| set.fabric).collect();
-            for fabric in late {
-                self.fabric_failed(now, node, fabric, FallBack::Unproven, "nothing has come back in time");
-            }
+            self.end_unproven(now, node);
             self.end_worse(node);
             let peer = self.peer(node);
             if !peer.queue.is_empty() || peer.paths.iter().any(|path| path.reads > 0) {
                 self.offer_paths(now, node);
             }
+        }
+    }
+
+    /// Closes paths over which nothing has come back in time: all of a fabric, or those beside others that carry.
+    fn end_unproven(&mut self, now: u64, node: NodeId) {
+        const WHY: &str = "nothing has come back in time";
+        let peer = self.peer(node);
+        let carries = |fabric| peer.fabrics.sets.iter().any(|set| set.fabric == fabric && set.proven);
+        let (mut fabrics, mut paths) = (Vec::new(), Vec::new());
+        for set in &peer.fabrics.sets {
+            if !carries(set.fabric) && now >= set.since + PROVE_US {
+                fabrics.push(set.fabric);
+            }
+            let late = |path: &&PeerPath| !path.usable && now >= path.since + PROVE_US;
+            if carries(set.fabric) && set.fabric == Fabric::Rdma {
+                let of_set = peer.paths.iter().filter(|path| set.paths.contains(&path.id));
+                paths.extend(of_set.filter(late).map(|path| path.id));
+            }
+        }
+        for fabric in fabrics {
+            self.fabric_failed(now, node, fabric, FallBack::Unproven, WHY);
+        }
+        for id in paths {
+            let Some(worker) = self.paths.get(&id).map(|place| place.worker) else { continue };
+            self.lose_path(now, node, (id, worker), FallBack::Unproven, WHY);
         }
     }
 

@@ -143,6 +143,8 @@ pub(super) struct PeerPath {
     pub(super) rank: u8,
     /// Whether it takes reads: only a stream does before it is proven.
     pub(super) usable: bool,
+    /// Since when it is there.
+    pub(super) since: u64,
 }
 
 /// What of a session paths are made of.
@@ -206,13 +208,17 @@ pub(super) struct PeerFabrics {
     pub(super) making: Option<Making>,
     /// When an offer of its was last taken.
     pub(super) offer_taken_at: Option<u64>,
-    /// At most one of each kind.
+    /// At most one of each kind, and of queue pairs besides those that carry the ones that are to take their place.
     pub(super) sets: Vec<PathSet>,
     /// When the first attempt of this session began, until it has ended in whatever way.
     pub(super) began: Option<u64>,
     /// Whether there was one.
     tried: bool,
     rests: Vec<Rest>,
+    /// Workers whose queue pair was lost while others carried on, how often one was lately, and until when they rest.
+    lost: Vec<usize>,
+    losses: u32,
+    lost_until: u64,
 }
 
 impl PeerFabrics {
@@ -252,6 +258,60 @@ impl PeerFabrics {
         self.rest(fabric).until = u64::MAX;
     }
 
+    /// Nothing here reaches the peer by a fabric, or nothing there is reached: not for long.
+    pub(super) fn rest_long(&mut self, now: u64, fabric: Fabric) {
+        self.rest(fabric).until = retry_at(now, u32::MAX);
+    }
+
+    /// What had failed may be different now.
+    pub(super) fn may_try_again(&mut self, now: u64, fabric: Fabric) {
+        if let Some(rest) = self.rests.iter_mut().find(|rest| rest.fabric == fabric) {
+            (rest.failures, rest.until) = (0, rest.until.min(now));
+        }
+        (self.losses, self.lost_until) = (0, self.lost_until.min(now));
+    }
+
+    /// The best rank of what there is, or that of streams.
+    pub(super) fn best_rank(&self, tcp_rank: u8) -> u8 {
+        self.sets.iter().map(|set| set.rank).fold(tcp_rank, u8::min)
+    }
+
+    /// A worker's queue pair was lost while others carry on.
+    pub(super) fn lost(&mut self, now: u64, worker: usize) {
+        let carry = |set: &PathSet| set.fabric == Fabric::Rdma && set.proven;
+        if self.sets.iter().any(|set| carry(set) && was_good(now, set.since)) {
+            self.losses = 0;
+        }
+        if !self.lost.contains(&worker) {
+            self.lost.push(worker);
+        }
+        // What went with others, or in the attempt that has made it rest, counts once.
+        if now >= self.lost_until {
+            self.tried_again(now);
+        }
+    }
+
+    /// These have a queue pair again, which may carry.
+    pub(super) fn found(&mut self, workers: &[usize]) {
+        self.lost.retain(|lost| !workers.contains(lost));
+    }
+
+    pub(super) fn none_is_lost(&mut self) {
+        self.lost.clear();
+    }
+
+    /// Whether a queue pair was lost that is worth another attempt now, which is not while one goes on.
+    pub(super) fn lacks(&self, now: u64, works: impl Fn(usize) -> bool) -> bool {
+        let settled = self.sets.iter().all(|set| set.fabric != Fabric::Rdma || set.proven);
+        settled && now >= self.lost_until && self.lost.iter().any(|worker| works(*worker))
+    }
+
+    /// Those that were lost are offered again, or were lost again: the next time is later.
+    pub(super) fn tried_again(&mut self, now: u64) {
+        self.losses = self.losses.saturating_add(1);
+        self.lost_until = retry_at(now, self.losses);
+    }
+
     fn rest(&mut self, fabric: Fabric) -> &mut Rest {
         let at = self.rests.iter().position(|rest| rest.fabric == fabric).unwrap_or_else(|| {
             self.rests.push(Rest { fabric, failures: 0, until: 0 });
@@ -278,3 +338,50 @@ pub(super) struct PathPlace {
 
 /// Where peers are found.
 pub(super) type PeerMap = HashMap<NodeId, Peer>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(fabric: Fabric, proven: bool, since: u64) -> PathSet {
+        PathSet { fabric, rank: 0, paths: vec![1], since, proven }
+    }
+
+    #[test]
+    fn a_lost_queue_pair_is_offered_again_after_its_rest_and_less_often_each_time() {
+        let mut fabrics = PeerFabrics { sets: vec![set(Fabric::Rdma, true, 0)], ..PeerFabrics::default() };
+        let all = |_| true;
+        assert!(!fabrics.lacks(0, all), "nothing is lost");
+        fabrics.lost(0, 7);
+        let first = retry_at(0, 1);
+        assert!(!fabrics.lacks(first - 1, all) && fabrics.lacks(first, all));
+        assert!(!fabrics.lacks(first, |worker| worker != 7), "its port is still down");
+        fabrics.lost(1, 8);
+        assert!(fabrics.lacks(first, all), "both went together");
+        fabrics.found(&[8]);
+        fabrics.tried_again(first);
+        let second = retry_at(first, 2);
+        assert!(second - first > first && !fabrics.lacks(second - 1, all) && fabrics.lacks(second, all));
+        // While the new ones are being proven there is no further attempt.
+        fabrics.sets.push(set(Fabric::Rdma, false, second));
+        assert!(!fabrics.lacks(second, all));
+        fabrics.sets.pop();
+        fabrics.may_try_again(first, Fabric::Rdma);
+        assert!(fabrics.lacks(first, all), "its port is back");
+        fabrics.found(&[3]);
+        assert!(fabrics.lacks(first, all), "that was another");
+        fabrics.found(&[7]);
+        assert!(!fabrics.lacks(u64::MAX, all));
+    }
+
+    #[test]
+    fn what_is_not_reached_now_may_be_later() {
+        let mut fabrics = PeerFabrics::default();
+        fabrics.rest_long(5, Fabric::Rdma);
+        fabrics.never(Fabric::Udp);
+        assert!(!fabrics.may_try(5, Fabric::Rdma) && fabrics.may_try(retry_at(5, u32::MAX), Fabric::Rdma));
+        assert!(!fabrics.may_try(u64::MAX - 1, Fabric::Udp));
+        fabrics.may_try_again(9, Fabric::Rdma);
+        assert!(fabrics.may_try(9, Fabric::Rdma));
+    }
+}

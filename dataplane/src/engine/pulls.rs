@@ -130,6 +130,7 @@ impl Engine {
             Done::Table { jobs, result } => self.table_read(now, jobs, result),
             Done::Haves { node, haves } => self.haves_found(node, haves),
             Done::Pairs(done) => self.pairs_done(now, done),
+            Done::Port(done) => self.port_done(now, done),
         }
     }
 

@@ -205,6 +205,7 @@ impl Engine {
             }
             WorkerEvent::PathProven { path } => self.path_proven(now, path),
             WorkerEvent::PortFailed { worker, why } => self.port_failed(worker, Fabric::Rdma, &why),
+            WorkerEvent::PortSpent { worker } => self.port_spent(now, worker),
             WorkerEvent::PathClosed { path, peer: node, error } => {
                 let place = self.paths.remove(&path);
                 tracing::debug!(peer = node.short(), path, %error, "a path has ended");

@@ -9,8 +9,6 @@ use std::time::{Duration, Instant};
 use velo_config::{Fabric, Pin, Poll};
 use velo_fabric::packet::protocol::EndpointOptions;
 use velo_fabric::pool::Pool;
-use velo_fabric::rdma::device::Purpose;
-use velo_fabric::rdma::{Rdma as RdmaCarrier, RdmaOptions, limits as rdma_limits};
 use velo_fabric::ring::{Sleeper, ring};
 use velo_fabric::supply::Threads;
 use velo_fabric::tcp::{Tcp, TcpOptions};
@@ -22,12 +20,14 @@ use super::core::{Engine, Settings, VerifierPort, WorkerPort};
 use super::fatal::{EndsProcess, EndsWith};
 use super::handle::{EngineHandle, Shared};
 use super::packets::PacketFabric;
-use super::pairs::{RdmaFabric, RdmaPort};
+use super::pairs::RdmaFabric;
 use super::peers::Peers;
+use super::ports::{PortParts, RdmaPort};
 use super::task::TaskQueue;
-use crate::carrier::Carrier;
+use crate::carrier::{Carrier, Renewed};
 use crate::fabrics::{self, FabricChoice};
-use crate::metrics::{Metrics, PortFacts, WorkerNumbers};
+use crate::metrics::Metrics;
+use crate::numbers::{PortFacts, WorkerNumbers};
 use crate::serve::StoreServe;
 use crate::topology::{self, Core};
 use crate::verify::Verifier;
@@ -167,7 +167,7 @@ impl DataPlane {
                 verifier.inputs.push(pop);
                 to_verifiers.push(push);
             }
-            let numbers = Arc::new(WorkerNumbers::new(&*fabric, port));
+            let numbers = Arc::new(WorkerNumbers::new(&*fabric, words, port));
             metrics.workers.write().unwrap_or_else(PoisonError::into_inner).push(numbers.clone());
             let worker = Worker {
                 at,
@@ -187,8 +187,7 @@ impl DataPlane {
                 let _end = EndsProcess;
                 let line = pinned(core, &metrics);
                 let poll = if poll == Poll::Busy { "busy" } else { "adaptive" };
-                *worker.numbers.line.lock().unwrap_or_else(PoisonError::into_inner) =
-                    format!("{words}: {line}, poll {poll}");
+                let _ = worker.numbers.runs.set(format!("{line}, poll {poll}"));
                 if let Err(error) = worker.run() {
                     metrics.note(format!("worker {at} has ended: {error}; restart velod"));
                 }
@@ -244,7 +243,7 @@ impl DataPlane {
             paths: HashMap::new(),
             next_path: 1,
             packet_paths: 0,
-            packet_paths_max: (options.memory_bytes / PATHS_SHARE) as usize / PATH_BYTES,
+            packet_paths_max: packet_paths_max(&options),
             path_serial: 0,
             next_offer: 0,
             next_session: 0,
@@ -328,54 +327,32 @@ fn plan_workers(
         let (rank, datagram_max_bytes) = (fabric.rank, fabric.datagram_max_bytes);
         packets.push(PacketFabric { kind, rank, ends, datagram_max_bytes, next_end: 0, failed: 0 });
     }
-    let mut rdma = RdmaFabric { rank: 0, ports: Vec::new() };
-    for (at, port) in opened.rdma.iter().flat_map(|rdma| &rdma.ports).enumerate() {
-        rdma.rank = opened.rdma.as_ref().map_or(0, |rdma| rdma.rank);
-        let made = topology::near(port.numa, cores, || -> anyhow::Result<_> {
-            let lent = Pool::new(serve_share)?;
-            let filled = port.device.register(pool, Purpose::Filled)?;
-            let tier = port.device.register(&lent, Purpose::Lent)?;
-            let pairs_max = port.device.pairs_max().min(rdma_limits::PATHS);
-            let completions = port.device.completions(pairs_max)?;
-            let queue = completions.queue().clone();
-            let supply = Threads::into_buffers(Arc::new(EndsWith(serve.clone())), lent, readers)?;
-            let settings = RdmaOptions {
-                stall_timeout: options.stall_timeout,
-                lease: Duration::from_millis(choice.settings.rdma.lease_ms),
-                lent_max_bytes: choice.settings.rdma.lent_per_peer.0,
-            };
-            let carrier = RdmaCarrier::new(completions, Box::new(supply), settings)?;
-            let facts = PortFacts {
-                name: format!("{}:{}", port.device.place().device, port.device.place().port),
-                rate_bytes_per_s: port.device.rate_bytes_per_s(),
-                registered_bytes: filled.bytes + tier.bytes,
-                registered_us: (filled.took + tier.took).as_micros() as u64,
-            };
-            Ok((carrier, queue, pairs_max, facts, filled.on_demand))
-        });
-        let (carrier, queue, pairs_max, facts, on_demand) = match made {
-            Ok(made) => made,
-            Err(error) => {
-                metrics.note(format!("the fabric rdma does without {}: {error}", port.device.place()));
-                continue;
+    let shares = (serve_share, readers);
+    let parts =
+        PortParts::new(options, (serve, pool), shares, cores, rdma_workers, packet_paths_max(options));
+    let mut rdma = RdmaFabric { rank: 0, ports: Vec::new(), parts: Arc::new(parts) };
+    for port in opened.rdma.into_iter().flat_map(|opened| {
+        rdma.rank = opened.rank;
+        opened.ports
+    }) {
+        let (place, numa) = (port.device.place().clone(), port.numa);
+        match rdma.parts.make(port) {
+            Ok(made) => {
+                let (port, Renewed { carrier: fabric, words, facts }) = RdmaPort::new(carriers.len(), made);
+                rdma.ports.push(port);
+                carriers.push(PlannedWorker { fabric, numa, words, port: Some(facts) });
             }
-        };
-        let (worker, name) = (carriers.len(), port.device.place().to_string());
-        let opened = Some((port.device.clone(), queue));
-        rdma.ports.push(RdmaPort { worker, name, opened, pairs: 0, pairs_max });
-        let words = format!(
-            "rdma {at} {}, {} MiB registered{} in {} ms",
-            port.words,
-            facts.registered_bytes >> 20,
-            if on_demand { " on demand" } else { "" },
-            facts.registered_us / 1_000
-        );
-        let (fabric, numa) = (Box::new(carrier), port.numa);
-        carriers.push(PlannedWorker { fabric, numa, words, port: Some(facts) });
+            Err(error) => metrics.note(format!("the fabric rdma does without {place}: {error}")),
+        }
     }
     let rdma = Some(rdma).filter(|rdma| !rdma.ports.is_empty());
     let tcp_rank = choice.order.iter().position(|fabric| *fabric == Fabric::Tcp);
     Ok(Planned { carriers, packets, rdma, tcp_rank: tcp_rank.unwrap_or(choice.order.len()) as u8 })
+}
+
+/// How many paths besides streams there may be.
+fn packet_paths_max(options: &DataPlaneOptions) -> usize {
+    (options.memory_bytes / PATHS_SHARE) as usize / PATH_BYTES
 }
 
 fn pinned(core: Option<Core>, metrics: &Metrics) -> String {

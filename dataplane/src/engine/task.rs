@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use velo_fabric::rdma::device::{Place, Plugin};
 use velo_object::{BlobId, NodeId, Outboard, PIECE_BYTES, PageBuffer, PieceSet};
 use velo_socket::{Error, ErrorCode, JobId};
 use velo_store::{Have, StageKind, Staging, Store, StoreError};
@@ -13,6 +14,7 @@ use velo_store::{Have, StageKind, Staging, Store, StoreError};
 use super::handle::Shared;
 use super::inbox::Input;
 use super::pairs::{PairTask, PairsDone};
+use super::ports::{PortDone, PortParts};
 use crate::error::store_error;
 use crate::target::Target;
 
@@ -42,6 +44,8 @@ pub(super) enum Task {
     Haves { node: NodeId, blobs: Vec<BlobId> },
     /// Make, connect or destroy queue pairs.
     Pairs(PairTask),
+    /// Open a port that had failed, if it is up.
+    Renew { port: usize, plugin: Plugin, place: Place, parts: Arc<PortParts> },
 }
 
 /// A blob whose pieces are all here.
@@ -72,6 +76,7 @@ pub(crate) enum Done {
     Table { jobs: Vec<JobId>, result: Result<Vec<Named>, Error> },
     Haves { node: NodeId, haves: Vec<(BlobId, Option<HaveMap>)> },
     Pairs(PairsDone),
+    Port(PortDone),
 }
 
 /// What is here of a blob.
@@ -223,6 +228,9 @@ fn perform(store: &Store, task: Task, tell: &mut dyn FnMut(Done) -> bool) -> boo
             tell(Done::Committed { serial, blob, result: here.map_err(|error| store_error(&error)) })
         }
         Task::Pairs(pairs) => super::pairs::perform(pairs).is_none_or(|done| tell(Done::Pairs(done))),
+        Task::Renew { port, plugin, place, parts } => {
+            tell(Done::Port(super::ports::renew(port, plugin, &place, &parts)))
+        }
         Task::Table { blob, jobs } => tell(Done::Table { jobs, result: table(store, blob) }),
         Task::Haves { node, blobs } => {
             for blobs in blobs.chunks(HAVES_PER_ANSWER) {

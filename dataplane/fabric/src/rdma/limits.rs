@@ -28,6 +28,12 @@ pub const LEASE_MAX: Duration = Duration::from_secs(600);
 pub const LEASE_MARGIN_PART: u32 = 16;
 /// Regions are registered in slices of at most so many bytes: what a length in a work request can hold.
 pub const REGION_MAX_BYTES: usize = 1 << 30;
+/// What a queue pair has locked, for the limit to be named that a process needs: places for messages (which may begin and end within a
+/// page), and what drivers take for the queues themselves, at most 256 bytes for a work request and 64 for a place or a completion.
+pub const PAIR_LOCKED_BYTES: u64 = ((RECEIVES_PER_PATH * MESSAGE_BYTES).next_multiple_of(4096)
+    + 4096
+    + SENDS_PER_PATH * (256 + 64)
+    + RECEIVES_PER_PATH * (64 + 64)) as u64;
 
 const _: () = assert!(READS_PER_PATH <= 64 && SIGNALLED_EVERY <= SENDS_PER_PATH / 4);
 const _: () = assert!(REGION_MAX_BYTES < 1 << 32 && REGION_MAX_BYTES.is_multiple_of(BUFFER_BYTES));

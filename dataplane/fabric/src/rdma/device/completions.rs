@@ -25,7 +25,7 @@ use crate::rdma::table::{
 };
 use crate::rdma::verbs::{Event, Lending, QueuePair, Span, Verbs, WorkError};
 
-/// How often it is looked whether the device is still there.
+/// How often it is looked whether the device is still there, and what it says of itself where there is no time between completions.
 const LOOK: Duration = Duration::from_millis(200);
 /// Something that has happened without the completion queue.
 enum Late {
@@ -143,10 +143,11 @@ impl Completions {
         &self.queue
     }
 
-    /// Takes a connected queue pair. None where another of its number is not quite gone: make another.
+    /// Takes a connected queue pair. None where another of its number is not quite gone, or it was made for an earlier worker's part of
+    /// the device: make another.
     pub fn adopt(&mut self, prepared: Prepared) -> Option<QueuePair> {
         let qp = prepared.queue_pair();
-        if self.pairs.contains_key(&qp.0) {
+        if self.pairs.contains_key(&qp.0) || !Arc::ptr_eq(&prepared.queue, &self.queue) {
             if let Some((undertaker, _)) = &self.undertaker {
                 let _ = undertaker.send((prepared, false));
             }
@@ -272,6 +273,7 @@ impl Completions {
         let now = Instant::now();
         if now.duration_since(self.looked) >= LOOK {
             self.looked = now;
+            self.take_async();
             if self.queue.owner().is_removed() {
                 self.fail_device("it is being removed");
             }

@@ -27,16 +27,17 @@ pub enum RdmaError {
     },
     /// The process may not lock so much memory.
     #[error(
-        "{wanted_mib} MiB of memory cannot be registered with the RDMA device {device}: this process may lock {limit_mib} MiB; raise \
-         RLIMIT_MEMLOCK to {} KiB at least (ulimit -l, LimitMEMLOCK= of the unit), or lower `dataplane.memory`",
+        "the RDMA device {device} cannot lock more memory: this process may lock {limit_mib} MiB, and all that is to be registered with its \
+         RDMA devices is {wanted_mib} MiB; raise RLIMIT_MEMLOCK to {} KiB at least (ulimit -l, LimitMEMLOCK= of the unit), or lower \
+         `dataplane.memory`",
         .wanted_mib * 1024
     )]
     Locked {
         /// Which.
         device: String,
-        /// What was to be registered, with all that is already.
+        /// What the process means to lock in all, with every device.
         wanted_mib: u64,
-        /// What may be.
+        /// What it may.
         limit_mib: u64,
     },
 }

@@ -7,6 +7,8 @@
 
 mod completions;
 mod error;
+#[cfg(test)]
+mod fake_table;
 mod pair;
 mod queue;
 mod regions;
@@ -17,12 +19,13 @@ pub use completions::Completions;
 pub use error::RdmaError;
 pub use pair::Prepared;
 pub use queue::Queue;
-pub use regions::{Purpose, Registered};
-pub use route::{Address, AddressKind, addresses, reaching};
+pub use regions::{Purpose, Registered, locked_bytes};
+pub use route::{Address, AddressKind, addresses, addresses_of, is_active, reaching};
 
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use super::table::{ABI, DeviceAnswer, DeviceHandle, SYMBOL, Table};
@@ -58,6 +61,12 @@ impl Plugin {
     }
 }
 
+impl std::fmt::Debug for Plugin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plugin").finish_non_exhaustive()
+    }
+}
+
 /// Which port of which device.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Place {
@@ -87,6 +96,8 @@ struct Shared {
     /// The kernel's entry for user space, which goes first when the device is removed.
     entry: Option<PathBuf>,
     regions: Mutex<Vec<Arc<Region>>>,
+    /// What the process means to lock in all.
+    to_lock: AtomicU64,
 }
 
 // SAFETY: the table's contract: a device's functions may be called from any thread at any time.
@@ -108,7 +119,8 @@ impl Device {
         let handle = NonNull::new(handle).ok_or_else(|| fault(answer.error))?;
         let (table, place) = (plugin.table, place.clone());
         let (entry, regions) = (route::entry_of(&place.device), Mutex::new(Vec::new()));
-        Ok(Self { shared: Arc::new(Shared { table, handle, place, answer, entry, regions }) })
+        let to_lock = AtomicU64::new(0);
+        Ok(Self { shared: Arc::new(Shared { table, handle, place, answer, entry, regions, to_lock }) })
     }
 
     /// Whether it is being removed. Drivers that can, take it away and say so by an event; the others (soft-RoCE) wait until everybody

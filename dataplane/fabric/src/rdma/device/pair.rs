@@ -8,7 +8,9 @@ use std::sync::Arc;
 use super::error::RdmaError;
 use super::queue::Queue;
 use super::{Device, Shared};
-use crate::rdma::limits::{MESSAGE_BYTES, READS_PER_PATH, RECEIVES_PER_PATH, SENDS_PER_PATH};
+use crate::rdma::limits::{
+    MESSAGE_BYTES, PAIR_LOCKED_BYTES, READS_PER_PATH, RECEIVES_PER_PATH, SENDS_PER_PATH,
+};
 use crate::rdma::table::{
     BATCH, End, Keys, PairHandle, PairRequest, REGION_FILLED, Receive, RegionHandle, WindowHandle,
 };
@@ -54,7 +56,8 @@ impl Device {
         let (start, bytes) = (memory.as_mut_ptr().cast(), size_of_val(&*memory));
         // SAFETY: the memory is ours until the region is deregistered.
         let region = unsafe { (table.register)(device, start, bytes, REGION_FILLED, &mut keys, &mut error) };
-        let region = NonNull::new(region).ok_or(error).map_err(fault("registering messages"))?;
+        let locked = |stage| move |error: c_int| shared.cannot_lock(PAIR_LOCKED_BYTES as usize, stage, error);
+        let region = NonNull::new(region).ok_or(error).map_err(locked("registering messages"))?;
         let request = PairRequest {
             sends: SENDS_PER_PATH as u32,
             receives: RECEIVES_PER_PATH as u32,
@@ -66,7 +69,7 @@ impl Device {
         let Some(handle) = NonNull::new(handle) else {
             // SAFETY: registered above, and used by nothing.
             unsafe { (table.deregister)(region.as_ptr()) };
-            return Err(fault("making a queue pair")(error));
+            return Err(locked("making a queue pair")(error));
         };
         queue.expected().insert(end.number);
         let mut prepared = Prepared {

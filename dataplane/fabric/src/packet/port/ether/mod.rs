@@ -7,7 +7,7 @@ mod frame;
 mod header;
 mod kernel;
 mod neighbours;
-pub(in crate::packet::port) mod netlink;
+pub(crate) mod netlink;
 #[cfg(test)]
 mod tests;
 

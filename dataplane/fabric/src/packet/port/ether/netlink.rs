@@ -54,7 +54,11 @@ const ROUTE_INTERFACE: u16 = 4;
 const ROUTE_GATEWAY: u16 = 5;
 const ROUTE_SOURCE: u16 = 2;
 const ROUTE_VIA: u16 = 18;
+const ROUTE_PREFERRED_SOURCE: u16 = 7;
 const ROUTE_UNICAST: u8 = 1;
+const ROUTE_LOCAL: u8 = 2;
+/// Flag: the entry of the table that matches, not what would be done.
+const ROUTE_OF_TABLE: u32 = 0x2000;
 
 const NEIGHBOUR_DESTINATION: u16 = 1;
 const NEIGHBOUR_ADDRESS: u16 = 2;
@@ -155,8 +159,17 @@ pub(super) struct NeighbourState {
     pub(super) sure: bool,
 }
 
+/// How the kernel would send somewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Route {
+    /// Out of which interface; none where it says several.
+    pub(crate) interface: Option<u32>,
+    /// From which address, where it says so.
+    pub(crate) source: Option<IpAddr>,
+}
+
 /// One socket.
-pub(in crate::packet::port) struct Netlink {
+pub(crate) struct Netlink {
     socket: OwnedFd,
     sequence: u32,
     question: Vec<u8>,
@@ -165,7 +178,7 @@ pub(in crate::packet::port) struct Netlink {
 
 impl Netlink {
     /// A socket in the calling thread's network namespace.
-    pub(in crate::packet::port) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let socket = socket(0, SocketFlags::CLOEXEC)?;
         set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
         Ok(Self { socket, sequence: 0, question: Vec::new(), answer: vec![0; ANSWER_MAX_BYTES] })
@@ -267,6 +280,53 @@ impl Netlink {
             }
         }
         Ok(Some(hop))
+    }
+
+    /// The number of the interface called `name`.
+    pub(crate) fn index(&mut self, name: &str) -> io::Result<u32> {
+        Ok(self.link(name)?.index)
+    }
+
+    /// How the kernel would send to `destination`, out of this interface if one is given; none where nothing leads there that way.
+    pub(crate) fn route(&mut self, interface: Option<u32>, destination: IpAddr) -> io::Result<Option<Route>> {
+        // Of an interface without a route the kernel supposes that everything is on its link: only the table itself says otherwise.
+        if let Some(interface) = interface {
+            let entry = self.ask_route(Some(interface), destination, ROUTE_OF_TABLE)?;
+            if entry.is_none_or(|entry| entry.interface.is_some_and(|found| found != interface)) {
+                return Ok(None);
+            }
+        }
+        self.ask_route(interface, destination, 0)
+    }
+
+    fn ask_route(
+        &mut self,
+        interface: Option<u32>,
+        destination: IpAddr,
+        flags: u32,
+    ) -> io::Result<Option<Route>> {
+        let destination_bits = if destination.is_ipv4() { 32 } else { 128 };
+        let family = family(destination);
+        let message = RouteMessage { family, destination_bits, flags, ..RouteMessage::default() };
+        self.begin(MESSAGE_GET_ROUTE, REQUEST, message.as_bytes());
+        self.put_address(ROUTE_DESTINATION, destination);
+        if let Some(interface) = interface {
+            self.put(ROUTE_INTERFACE, &interface.to_ne_bytes());
+        }
+        let answer = match self.exchange(MESSAGE_NEW_ROUTE) {
+            Ok(Some(answer)) => answer,
+            Ok(None) => return Ok(None),
+            Err(error) if is_answer(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let (message, attributes) = RouteMessage::read_from_prefix(&answer).map_err(|_| malformed())?;
+        if !matches!(message.kind, ROUTE_UNICAST | ROUTE_LOCAL) {
+            return Ok(None);
+        }
+        let of = |wanted| Attributes(attributes).find(|(kind, _)| *kind == wanted);
+        let interface = of(ROUTE_INTERFACE).and_then(|(_, value)| number(value));
+        let source = of(ROUTE_PREFERRED_SOURCE).and_then(|(_, value)| address(value));
+        Ok(Some(Route { interface, source }))
     }
 
     /// What the kernel knows of a neighbour.
@@ -457,6 +517,18 @@ mod tests {
         // What is here is not reached through a neighbour.
         let here = "127.0.0.1".parse().unwrap();
         assert_eq!(netlink.next_hop(link.index, here, here).unwrap(), None);
+    }
+
+    #[test]
+    fn routes_out_of_an_interface() {
+        let mut netlink = Netlink::open().unwrap();
+        let lo = netlink.index("lo").unwrap();
+        let here = "127.0.0.9".parse().unwrap();
+        let route = Route { interface: Some(lo), source: Some("127.0.0.1".parse().unwrap()) };
+        assert_eq!(netlink.route(Some(lo), here).unwrap(), Some(route));
+        assert_eq!(netlink.route(None, here).unwrap(), Some(route));
+        // The kernel would send this out of the loopback interface if it were told to, but has no such route.
+        assert_eq!(netlink.route(Some(lo), "192.0.2.1".parse().unwrap()).unwrap(), None);
     }
 
     #[test]
