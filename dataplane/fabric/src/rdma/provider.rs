@@ -118,6 +118,10 @@ impl Provider {
     pub(super) fn end(&mut self, now: Instant, slot: u16, read: u32, desk: &mut Desk<'_>) {
         let index = usize::from(slot);
         let slot = &mut self.slots[index];
+        // It may have given up what waits for the slot.
+        if slot.next.take_if(|next| next.read == read).is_some() {
+            return;
+        }
         if slot.read != read || slot.ended {
             return;
         }
@@ -285,5 +289,168 @@ impl Provider {
             self.slots[index].next = None;
             self.vacate(now, index, desk);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use velo_object::BlobId;
+
+    use super::super::fake::{Fake, Faults, Network};
+    use super::super::verbs::Event;
+    use super::*;
+    use crate::What;
+    use crate::pool::Pool;
+
+    /// Remembers what it was asked; the tests answer.
+    #[derive(Default)]
+    struct Asked(Vec<Ask>);
+
+    impl Supply for Asked {
+        fn ask(&mut self, ask: Ask) -> Result<(), Ask> {
+            self.0.push(ask);
+            Ok(())
+        }
+        fn poll(&mut self, _: &mut dyn FnMut(Answer)) -> usize {
+            0
+        }
+        fn release(&mut self, id: ServeId) {
+            self.0.retain(|ask| ask.id != id);
+        }
+        fn sent(&mut self, _: NodeId, _: u64) {}
+    }
+
+    const LEASE: Duration = Duration::from_millis(100);
+
+    /// A provider, its device, and the reader's.
+    struct Bench {
+        provider: Provider,
+        supply: Asked,
+        counters: RdmaCounters,
+        epoch: u64,
+        pool: Pool,
+        now: Instant,
+        network: Network,
+        at_ns: u64,
+        ours: Fake,
+        theirs: Fake,
+        qp: QueuePair,
+    }
+
+    impl Bench {
+        fn new(lending: Lending, faults: Faults) -> Self {
+            let (network, now) = (Network::new(1, 1_000), Instant::now());
+            let (ours, theirs) =
+                (network.device(lending, faults), network.device(lending, Faults::default()));
+            let (qp, _) = network.connect(&ours, &theirs);
+            Self {
+                provider: Provider::new(now, lending, LEASE, 32),
+                supply: Asked::default(),
+                counters: RdmaCounters::default(),
+                epoch: 0,
+                pool: Pool::new(4 << 20).expect("memory"),
+                now,
+                network,
+                at_ns: 0,
+                ours,
+                theirs,
+                qp,
+            }
+        }
+
+        fn with<T>(&mut self, act: impl FnOnce(&mut Provider, Instant, &mut Desk<'_>) -> T) -> T {
+            let Self { provider, supply, counters, epoch, now, .. } = self;
+            let mut desk = Desk { path: 1, peer: NodeId::from_bytes([2; 32]), supply, counters, epoch };
+            act(provider, *now, &mut desk)
+        }
+
+        fn ask(&mut self, read: u32) -> Result<(), ProtocolError> {
+            let (blob, what) = (BlobId::from_bytes([1; 32]), What::Blob);
+            let ask = AskMessage { slot: 0, read, blob, what, offset_bytes: 0, len: 4096 };
+            self.with(|provider, now, desk| provider.ask(now, &ask, desk))
+        }
+
+        fn end(&mut self, read: u32) {
+            self.with(|provider, now, desk| provider.end(now, 0, read, desk));
+        }
+
+        /// The supply has what was asked.
+        fn load(&mut self) {
+            let id = self.supply.0.last().expect("it was asked").id;
+            let bytes = LoadedBytes::Buffer(self.pool.take().expect("a buffer"));
+            let result = Ok(Loaded { bytes, len: 4096, lease: Box::new(()) });
+            self.provider.answer(Answer { id, result }, &mut self.counters);
+        }
+
+        fn transmit(&mut self) {
+            let Self { provider, supply, counters, epoch, now, ours, qp, .. } = self;
+            let mut desk = Desk { path: 1, peer: NodeId::from_bytes([2; 32]), supply, counters, epoch };
+            provider.transmit(*now, *qp, ours, &mut desk);
+        }
+
+        /// Both devices do what they were told.
+        fn pass(&mut self) {
+            self.at_ns += 1_000_000;
+            self.network.advance(self.at_ns);
+        }
+
+        /// The reads that were granted since.
+        fn grants(&mut self) -> Vec<u32> {
+            let mut reads = Vec::new();
+            self.pass();
+            self.theirs.poll(&mut |event| {
+                if let Event::Received { bytes, .. } = event
+                    && let Ok(Message::Grant(grant)) = Message::decode(bytes)
+                {
+                    reads.push(grant.read);
+                }
+            });
+            reads
+        }
+
+        /// The device says what it has taken back.
+        fn take_back(&mut self) {
+            self.pass();
+            let mut tags = Vec::new();
+            self.ours.poll(&mut |event| {
+                if let Event::Revoked { tag, .. } = event {
+                    tags.push(tag);
+                }
+            });
+            for tag in tags {
+                self.with(|provider, now, desk| provider.revoked(now, tag, desk));
+            }
+        }
+
+        fn lent(&mut self, read: u32) {
+            self.ask(read).expect("there is room");
+            self.load();
+            self.transmit();
+            assert_eq!(self.grants(), [read]);
+        }
+    }
+
+    #[test]
+    fn an_end_takes_back_an_ask_that_waits_for_its_slot() {
+        let mut bench = Bench::new(Lending::Windows, Faults::default());
+        bench.lent(1);
+        // The reader is done, asks for the next and gives it up before the slot is free; and asks for one more.
+        bench.end(1);
+        bench.ask(2).expect("it waits");
+        bench.end(2);
+        bench.ask(3).expect("nothing waits any more");
+        bench.transmit();
+        bench.take_back();
+        assert_eq!(bench.supply.0.iter().map(|ask| ask.id.read).collect::<Vec<_>>(), [3]);
+        bench.load();
+        bench.transmit();
+        assert_eq!(bench.grants(), [3]);
+        bench.end(3);
+        bench.ask(4).expect("it waits");
+        bench.end(4);
+        bench.transmit();
+        bench.take_back();
+        assert!(bench.supply.0.is_empty(), "nobody wants anything: {:?}", bench.supply.0);
+        assert_eq!(bench.pool.counters().in_use, 0);
     }
 }
