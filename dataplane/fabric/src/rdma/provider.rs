@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use velo_object::NodeId;
 
-use super::RdmaCounters;
 use super::limits::READS_PER_PATH;
 use super::message::{AskMessage, Grant, Message};
 use super::reader::each;
 use super::verbs::{Lending, QueuePair, Verbs};
+use super::{RdmaCounters, RdmaOptions};
+use crate::pool::BUFFER_BYTES;
 use crate::supply::{Answer, Ask, Loaded, LoadedBytes, ServeId, Supply};
 use crate::{PathId, ProtocolError, Refusal};
 
@@ -20,8 +21,8 @@ enum State {
     Loading,
     /// The bytes are there, and about to be lent.
     Loaded(Loaded),
-    /// They are lent until then.
-    Lent(Loaded, Instant),
+    /// They are lent.
+    Lent(Loaded),
     /// They are being taken back, and must not go before that is done.
     Revoking {
         _held: Loaded,
@@ -36,6 +37,8 @@ struct Slot {
     read: u32,
     /// When its ASK came.
     asked: Instant,
+    /// When what is lent is taken from the peer; once it is being taken back, when that must be over.
+    due: Instant,
     /// Whether the peer is done with it.
     ended: bool,
     /// What the peer asks for after it.
@@ -57,6 +60,8 @@ pub(super) struct Provider {
     slots: [Slot; READS_PER_PATH],
     lending: Lending,
     lease: Duration,
+    /// How long the device may need to take something back.
+    patience: Duration,
     /// The most slots that may be lent at once.
     lent_max: u32,
     /// Slots that are to be lent, refused, taken back; and those that are lent, whatever is being done about it.
@@ -67,10 +72,12 @@ pub(super) struct Provider {
 }
 
 impl Provider {
-    pub(super) fn new(now: Instant, lending: Lending, lease: Duration, lent_max: u32) -> Self {
-        let slot = || Slot { state: State::Vacant, read: 0, asked: now, ended: true, next: None };
+    pub(super) fn new(now: Instant, lending: Lending, options: &RdmaOptions) -> Self {
+        let RdmaOptions { lease, stall_timeout: patience, lent_max_bytes } = *options;
+        let lent_max = (lent_max_bytes / BUFFER_BYTES as u64).clamp(1, u32::MAX.into()) as u32;
+        let slot = || Slot { state: State::Vacant, read: 0, asked: now, due: now, ended: true, next: None };
         let slots = std::array::from_fn(|_| slot());
-        Self { slots, lending, lease, lent_max, lend: 0, refuse: 0, revoke: 0, lent: 0 }
+        Self { slots, lending, lease, patience, lent_max, lend: 0, refuse: 0, revoke: 0, lent: 0 }
     }
 
     pub(super) fn has_work(&self) -> bool {
@@ -127,10 +134,19 @@ impl Provider {
         }
         slot.ended = true;
         match slot.state {
-            State::Lent(..) => self.revoke |= 1 << index,
+            State::Lent(_) => self.take_back(now, index),
             // The answer to come is too late.
             State::Loading | State::Loaded(_) => self.vacate(now, index, desk),
             State::Vacant | State::Revoking { .. } | State::Refused(_) => {}
+        }
+    }
+
+    /// What a slot has lent is to be taken back.
+    fn take_back(&mut self, now: Instant, index: usize) {
+        let bit = 1 << index;
+        if self.revoke & bit == 0 {
+            self.revoke |= bit;
+            self.slots[index].due = now + self.patience;
         }
     }
 
@@ -180,28 +196,34 @@ impl Provider {
         }
     }
 
-    /// Takes back what has been lent for too long. False where only the end of the queue pair does that.
-    pub(super) fn handle_timeout(&mut self, now: Instant, counters: &mut RdmaCounters) -> bool {
-        for index in each(self.lent & !self.revoke) {
-            if let State::Lent(_, until) = self.slots[index].state
-                && until <= now
-            {
-                counters.leases_expired += 1;
-                if self.lending == Lending::Slabs {
-                    return false;
-                }
-                self.revoke |= 1 << index;
+    /// Takes back what has been lent for too long.
+    ///
+    /// # Errors
+    /// Why only the end of the queue pair can do that.
+    pub(super) fn handle_timeout(
+        &mut self,
+        now: Instant,
+        counters: &mut RdmaCounters,
+    ) -> Result<(), &'static str> {
+        for index in each(self.lent) {
+            if self.slots[index].due > now {
+                continue;
             }
+            if self.revoke >> index & 1 == 1 || matches!(self.slots[index].state, State::Revoking { .. }) {
+                counters.revocations_late += 1;
+                return Err("the device does not say that it has taken back what was lent");
+            }
+            counters.leases_expired += 1;
+            if self.lending == Lending::Slabs {
+                return Err("the peer kept what was lent to it for longer than its lease");
+            }
+            self.take_back(now, index);
         }
-        true
+        Ok(())
     }
 
     pub(super) fn next_timeout(&self) -> Option<Instant> {
-        let until = |index: usize| match self.slots[index].state {
-            State::Lent(_, until) => Some(until),
-            _ => None,
-        };
-        each(self.lent & !self.revoke).filter_map(until).min()
+        each(self.lent).map(|index| self.slots[index].due).min()
     }
 
     /// Lends, refuses and takes back as much as there is room for.
@@ -219,7 +241,7 @@ impl Provider {
             self.revoke &= !(1 << index);
             let slot = &mut self.slots[index];
             slot.state = match std::mem::replace(&mut slot.state, State::Vacant) {
-                State::Lent(loaded, _) => State::Revoking { _held: loaded },
+                State::Lent(loaded) => State::Revoking { _held: loaded },
                 other => other,
             };
         }
@@ -255,14 +277,15 @@ impl Provider {
             let sent = verbs.send(qp, grant.encode().as_ref());
             let len = *len;
             slot.state = match std::mem::replace(&mut slot.state, State::Vacant) {
-                State::Loaded(loaded) => State::Lent(loaded, now + self.lease),
+                State::Loaded(loaded) => State::Lent(loaded),
                 other => other,
             };
+            slot.due = now + self.lease;
             self.lend &= !(1 << index);
             self.lent |= 1 << index;
             if !sent {
                 // A device has room for both. One that had not would have it taken back; the reader's path stalls in time.
-                self.revoke |= 1 << index;
+                self.take_back(now, index);
                 return;
             }
             desk.counters.leases_granted += 1;
@@ -320,7 +343,11 @@ mod tests {
         fn sent(&mut self, _: NodeId, _: u64) {}
     }
 
-    const LEASE: Duration = Duration::from_millis(100);
+    const OPTIONS: RdmaOptions = RdmaOptions {
+        stall_timeout: Duration::from_millis(500),
+        lease: Duration::from_millis(100),
+        lent_max_bytes: 32 << 20,
+    };
 
     /// A provider, its device, and the reader's.
     struct Bench {
@@ -344,7 +371,7 @@ mod tests {
                 (network.device(lending, faults), network.device(lending, Faults::default()));
             let (qp, _) = network.connect(&ours, &theirs);
             Self {
-                provider: Provider::new(now, lending, LEASE, 32),
+                provider: Provider::new(now, lending, &OPTIONS),
                 supply: Asked::default(),
                 counters: RdmaCounters::default(),
                 epoch: 0,
@@ -452,5 +479,41 @@ mod tests {
         bench.take_back();
         assert!(bench.supply.0.is_empty(), "nobody wants anything: {:?}", bench.supply.0);
         assert_eq!(bench.pool.counters().in_use, 0);
+    }
+
+    #[test]
+    fn what_the_device_does_not_take_back_in_time_ends_the_path_and_is_kept() {
+        // Nothing that fails is reported: a device that takes work and says no more of it.
+        let mut bench = Bench::new(Lending::Windows, Faults { lose_revoked: 1.0, ..Faults::default() });
+        bench.lent(1);
+        bench.now += OPTIONS.lease;
+        assert_eq!(bench.provider.next_timeout(), Some(bench.now));
+        assert_eq!(bench.provider.handle_timeout(bench.now, &mut bench.counters), Ok(()));
+        bench.transmit();
+        bench.take_back();
+        let end = bench.now + OPTIONS.stall_timeout;
+        assert_eq!(bench.provider.next_timeout(), Some(end));
+        let just_before = end - Duration::from_nanos(1);
+        assert_eq!(bench.provider.handle_timeout(just_before, &mut bench.counters), Ok(()));
+        bench.now = end;
+        assert!(bench.provider.handle_timeout(end, &mut bench.counters).is_err());
+        assert_eq!((bench.counters.leases_expired, bench.counters.revocations_late), (1, 1));
+        // The path is closed; until the queue pair is gone, the memory stays lent.
+        bench.with(|provider, now, desk| provider.close(now, desk));
+        assert_eq!(bench.pool.counters().in_use, 1);
+        bench.with(|provider, now, desk| provider.gone(now, desk));
+        assert_eq!(bench.pool.counters().in_use, 0);
+    }
+
+    #[test]
+    fn a_queue_pair_without_room_to_take_something_back_is_late_too() {
+        let mut bench = Bench::new(Lending::Windows, Faults::default());
+        bench.lent(1);
+        while bench.ours.send(bench.qp, &[0]) {}
+        bench.end(1);
+        bench.transmit();
+        bench.now += OPTIONS.stall_timeout;
+        assert!(bench.provider.handle_timeout(bench.now, &mut bench.counters).is_err());
+        assert_eq!(bench.counters.revocations_late, 1);
     }
 }
