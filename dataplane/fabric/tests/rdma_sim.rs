@@ -230,6 +230,7 @@ fn run(seed: u64) -> Result<Outcome, String> {
             let faults = Faults {
                 fail: share(&mut lot, 0.002),
                 lose_completion: share(&mut lot, 0.01),
+                lose_revoked: share(&mut lot, 0.01),
                 slow: share(&mut lot, 0.02),
                 device_gone_ns: moment(&mut lot),
                 cut_ns: moment(&mut lot),

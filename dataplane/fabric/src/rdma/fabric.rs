@@ -31,6 +31,8 @@ counters! {
         leases_revoked,
         /// Loans that peers kept until they were taken from them.
         leases_expired,
+        /// Loans that the device did not take back in time: their paths were closed.
+        revocations_late,
         /// Loans to us that ended before the bytes were here.
         leases_ran_out,
     }
@@ -39,7 +41,7 @@ counters! {
 /// How an [`Rdma`] works.
 #[derive(Debug, Clone, Copy)]
 pub struct RdmaOptions {
-    /// How long nothing may come of outstanding reads.
+    /// How long nothing may come of outstanding reads, or of loans that the device is to take back.
     pub stall_timeout: Duration,
     /// How long a loan lasts: up to [`limits::LEASE_MAX`].
     pub lease: Duration,
@@ -155,8 +157,7 @@ impl<V: Verbs> Rdma<V> {
             self.verbs.retire(qp);
             return Err(error);
         }
-        let lent_max = (self.options.lent_max_bytes / BUFFER_BYTES as u64).clamp(1, u32::MAX.into()) as u32;
-        let provider = Provider::new(now, self.verbs.lending(), self.options.lease, lent_max);
+        let provider = Provider::new(now, self.verbs.lending(), &self.options);
         self.paths.insert(id, Path::new(path, now, provider));
         self.by_qp.insert(qp, id);
         self.shared.counters.fabric.paths_opened += 1;

@@ -19,6 +19,8 @@ pub struct Faults {
     pub fail: f64,
     /// A READ's end is not reported until the queue pair is retired.
     pub lose_completion: f64,
+    /// A loan that is taken back stays, and nothing is said of it until the queue pair is retired.
+    pub lose_revoked: f64,
     /// A READ or message takes a hundred times as long.
     pub slow: f64,
     /// The device is gone at this moment (ns).
@@ -185,6 +187,9 @@ impl Net {
             return self.flush(device, qp, work);
         }
         if let Work::Revoke { tag } = work {
+            if self.happens(faults.lose_revoked) {
+                return;
+            }
             self.devices[device].loans.retain(|_, loan| (loan.qp, loan.tag) != (qp, tag));
             return self.report(at, device, qp, Report::Revoked { tag });
         }

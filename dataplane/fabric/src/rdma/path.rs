@@ -250,8 +250,7 @@ impl Path {
             let error = PathError::Stalled { ms: shared.stall_timeout.as_millis() as u64 };
             return self.close(now, error, shared, completions);
         }
-        if !self.provider.handle_timeout(now, &mut shared.counters) {
-            let why = "the peer kept what was lent to it for longer than its lease";
+        if let Err(why) = self.provider.handle_timeout(now, &mut shared.counters) {
             let error = PathError::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, why));
             self.close(now, error, shared, completions);
         }
