@@ -30,7 +30,7 @@ const GUEST_MIN_BYTES: u64 = 5 << 30;
 const SPARED_BYTES: u64 = 2 << 30;
 /// What the provider lends from.
 const LENT_BYTES: u64 = 48 << 20;
-/// Registered at most: what the issue asks of a machine that has it.
+/// Registered at most, where the machine has so much.
 const REGISTERED_MAX_BYTES: u64 = 64 << 30;
 
 /// Packages without which nothing can be measured, by a file of each.
